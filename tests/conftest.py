@@ -1,0 +1,66 @@
+"""Fixtures: the notebook, loaded once as a module, and fresh runs of it."""
+
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from hypothesis import settings
+from IPython.core.interactiveshell import InteractiveShell
+from nbclient import NotebookClient
+from traitlets.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOK = ROOT / "cam_localization.ipynb"
+BUNDLED = "models/efficientnet_lite0.keras"
+
+os.environ.update(CAM_NETWORK=BUNDLED, MPLBACKEND="agg")
+os.environ.pop("CAM_IMAGES", None)
+settings.register_profile("notebook", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("notebook")
+
+
+@pytest.fixture(scope="session")
+def notebook():
+    """The notebook's namespace after a run with the bundled network, as a module.
+
+    Where a cell fails, every test that asks for it fails with that cell's error.
+    """
+    NOTEBOOK.open().close()  # IPython would only warn that there is no such file
+    before = Path.cwd()
+    os.chdir(ROOT)
+    config = Config({"HistoryManager": {"enabled": False}})
+    shell = InteractiveShell.instance(config=config)
+    shell.safe_execfile_ipy(str(NOTEBOOK), raise_exceptions=True)
+    yield shell.user_module
+    os.chdir(before)
+
+
+@pytest.fixture
+def use_network(notebook, monkeypatch):
+    """Function that makes a Network the notebook's classifier until the test ends."""
+    return lambda network: monkeypatch.setattr(notebook, "classifier", network)
+
+
+@pytest.fixture(scope="session")
+def execute():
+    """Function that runs the notebook in a fresh kernel and returns it with outputs.
+
+    Keyword arguments replace parameters, as a user would edit the parameters cell.
+    """
+    def run(**parameters):
+        book = nbformat.read(NOTEBOOK, 4)
+        for cell in book.cells:
+            if "parameters" in cell.metadata.get("tags", []):
+                cell.source += "".join(f"\n{name} = {value!r}"
+                                       for name, value in parameters.items())
+        resources = {"metadata": {"path": str(ROOT)}}
+        return NotebookClient(book, timeout=600, resources=resources).execute()
+    return run
+
+
+def printed(cell):
+    """What a code cell wrote: its text outputs, joined."""
+    return "".join(output.get("text", output.get("data", {}).get("text/plain", ""))
+                   for output in cell.get("outputs", [])
+                   if output.output_type in ("stream", "execute_result"))
