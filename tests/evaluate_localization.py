@@ -135,13 +135,19 @@ class Methods:
     def finer(self, photo, index):
         return self.mapped(photo, index, "centered_map", self.n["fine_model"]())
 
-    def ours(self, photo, index):
+    def closer(self, photo, index):
         features, _ = self.n["forward"]([photo])
-        closer, [region] = self.n["closer_look"]([photo], features, [index])
-        cam = self.n["centered_map"](closer[0], index)
+        return self.n["closer_look"]([photo], features, [index])[0]
+
+    def second(self, photo, index):
+        region, _, cam = self.closer(photo, index)
         size = self.n["classifier"].size
         box = self.n["cam_to_box"](self.n["upsample"](cam, *size))
         return self.n["place"](box, size, region), self.paste(cam, region, photo)
+
+    def ours(self, photo, index):
+        features, _ = self.n["forward"]([photo])
+        return self.n["look_twice"]([photo], features, [index])[0], None
 
     def paste(self, cam, region, photo):
         """The map of a region, laid at its place into a map of the whole photo."""
@@ -156,7 +162,8 @@ class Methods:
 
 ROWS = [("centered box of 80 %", "center"), ("original pipeline", "original"),
         ("+ aligned zoom", "aligned"), ("+ centered map", "centered"),
-        ("+ finer map", "finer"), ("ours: look twice", "ours")]
+        ("+ finer map", "finer"), ("+ second look", "second"),
+        ("+ colors: ours", "ours")]
 
 
 def main(arguments=None):

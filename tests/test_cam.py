@@ -250,7 +250,7 @@ def slow_box(heatmap, threshold):
     return min(xs), min(ys), max(xs) + 1, max(ys) + 1
 
 
-@given(arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=9),
+@given(arrays(np.float32, array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=12),
               elements=st.sampled_from([-1, 0, 0, 0, 1, 3]), fill=st.nothing()),
        st.sampled_from([0, 0.25, 0.5, 0.75]))
 @settings(max_examples=400)
