@@ -32,7 +32,7 @@ def load_notebook(network):
     os.environ["CAM_NETWORK"] = network
     os.environ.setdefault("MPLBACKEND", "Agg")
     here = os.getcwd()
-    os.chdir(Path(os.environ.get("CAM_STAGE", Path(__file__).parents[1])))
+    os.chdir(Path(__file__).parents[1])
     shell = InteractiveShell.instance()
     with capture_output():
         shell.safe_execfile_ipy("cam_localization.ipynb", raise_exceptions=True)
