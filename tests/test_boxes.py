@@ -1,4 +1,7 @@
 """Part II: IoU, better maps and boxes, and the command that measures them."""
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -146,3 +149,17 @@ def test_the_evaluator_prints_its_table(notebook, tmp_path, capsys, monkeypatch)
     file, index, title, *edges, iou = written[-1].split(",")
     assert float(iou) == pytest.approx(notebook.iou(
         [float(e) for e in edges], (104, 244, 647, 881)))
+
+
+def test_our_rule_beats_the_original_pipeline(notebook, use_network, monkeypatch):
+    """On a real ResNet-50 and a folder of photos with boxes, where they are named."""
+    network, folder = map(os.environ.get, ("CAM_TEST_RESNET50", "CAM_TEST_PHOTOS"))
+    if not (network and folder):
+        pytest.skip("CAM_TEST_RESNET50 and CAM_TEST_PHOTOS name no network and photos")
+    use_network(notebook.load_network(network))
+    monkeypatch.setattr(evaluate, "load_notebook", lambda network: vars(notebook))
+    table = evaluate.main(["--images", str(Path(folder, "images")),
+                           "--boxes", str(Path(folder, "boxes.csv"))])
+    ours, original = table["+ colors: ours"], table["original pipeline"]
+    assert ours[1] - original[1] >= 0.09
+    assert ours[3] - original[3] >= 0.055
