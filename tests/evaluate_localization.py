@@ -135,12 +135,9 @@ class Methods:
     def finer(self, photo, index):
         return self.mapped(photo, index, "centered_map", self.n["fine_model"]())
 
-    def closer(self, photo, index):
-        features, _ = self.n["forward"]([photo])
-        return self.n["closer_look"]([photo], features, [index])[0]
-
     def second(self, photo, index):
-        region, _, cam = self.closer(photo, index)
+        features, _ = self.n["forward"]([photo])
+        [(region, _, cam)] = self.n["closer_look"]([photo], features, [index])
         size = self.n["classifier"].size
         box = self.n["cam_to_box"](self.n["upsample"](cam, *size))
         return self.n["place"](box, size, region), self.paste(cam, region, photo)
