@@ -59,8 +59,9 @@ def test_centered_map_keeps_the_ledger_and_the_probabilities(notebook):
 
 def test_finer_map_contains_the_plain_one(notebook):
     photo, features, _ = dog(notebook)
-    fine = notebook.fine_model()
-    assert fine is not notebook.classifier.model
+    network = notebook.classifier
+    fine = notebook.fine_model(network.model, network.size)
+    assert fine is not network.model
     finer = np.asarray(fine.predict_on_batch(photo.view[None]))[0]
     assert finer.shape == (14, 14, features.shape[2])
     apart = [np.abs(finer[s::2, s::2] - features).max() for s in (0, 1)]
@@ -73,7 +74,8 @@ def test_a_network_without_strides_keeps_its_map(notebook, use_network):
         keras.Input((32, 32, 3)), keras.layers.Conv2D(4, 3, activation="relu"),
         keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)])
     use_network(notebook.open_up("flat", whole))
-    assert notebook.fine_model() is notebook.classifier.model
+    network = notebook.classifier
+    assert notebook.fine_model(network.model, network.size) is network.model
     result = notebook.localize(np.zeros((50, 40, 3), "uint8"), 1)
     assert result.heatmap.shape == (50, 40)
 

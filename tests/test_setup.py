@@ -4,7 +4,7 @@ import ast
 import re
 import subprocess
 import sys
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 
 import nbformat
 import pytest
@@ -30,7 +30,8 @@ def test_requirements_are_what_the_notebook_imports():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf8").splitlines()
     required = {re.match(r"[\w.-]*", line.strip())[0].lower() for line in lines} - {""}
     packages = packages_distributions()
-    for module in imports(source) - {"IPython"}:
+    assert any(line.startswith("ipywidgets") for line in requires("jupyter"))
+    for module in imports(source) - {"IPython", "ipywidgets"}:
         assert required & {package.lower() for package in packages[module]}, module
         required -= {package.lower() for package in packages[module]}
     assert "tensorflow" in required
