@@ -1,6 +1,7 @@
 """Fixtures: the notebook, loaded once as a module, and fresh runs of it."""
 
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -12,10 +13,12 @@ from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "cam_localization.ipynb"
+SCREENSHOTS = ROOT / "tests" / "screenshots"
 BUNDLED = "models/efficientnet_lite0.keras"
 
 os.environ.update(CAM_NETWORK=BUNDLED, MPLBACKEND="agg")
-os.environ.pop("CAM_IMAGES", None)
+for name in ("CAM_IMAGES", "JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"):
+    os.environ.pop(name, None)  # the last three say that a browser shows the notebook
 settings.register_profile("notebook", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("notebook")
 
@@ -64,3 +67,16 @@ def printed(cell):
     return "".join(output.get("text", output.get("data", {}).get("text/plain", ""))
                    for output in cell.get("outputs", [])
                    if output.output_type in ("stream", "execute_result"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Keep a screenshot of each page that the browser shows when its test fails."""
+    report = yield
+    browser = getattr(item, "funcargs", {}).get("chromium")
+    if report.failed and browser:
+        pages = [page for context in browser.contexts for page in context.pages]
+        for number, page in enumerate(pages):
+            name = re.sub(r"\W+", "_", f"{item.name}_{report.when}_{number}")
+            page.screenshot(path=SCREENSHOTS / f"{name}.png")
+    return report
