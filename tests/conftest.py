@@ -69,6 +69,11 @@ def printed(cell):
                    if output.output_type in ("stream", "execute_result"))
 
 
+def pytest_configure(config):
+    """A warning that the notebook's own code causes is an error."""
+    config.addinivalue_line("filterwarnings", "error::Warning:__main__")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
     """Keep a screenshot of each page that the browser shows when its test fails."""
