@@ -32,10 +32,10 @@ def draw_overview(ns):
     for (above, below), name in zip(axes.T, PHOTOS):
         result = ns["localize"](f"images/{name}.jpg")
         limits = 0, result.cam.max()
-        ns["draw_panel"](above, ns["Panel"](result.photo, name.replace("_", " ")), limits, None)
+        ns["draw_panel"](above, ns["Panel"](result.photo, name.replace("_", " ")), limits, None, 0.6)
         title = f"{result.label}: {result.probability:.0%}"
         panel = ns["Panel"](result.photo, title, result.cam, [result.box])
-        ns["draw_panel"](below, panel, limits, "inferno")
+        ns["draw_panel"](below, panel, limits, "inferno", 0.6)
     for ax in axes.flat:
         ax.axis("off")
     figure.savefig(HERE / "overview.jpg", dpi=90, pil_kwargs={"quality": 88})
