@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings(  # the exception is of Keras with NumPy 2
+    "error", "ignore:__array__ implementation:DeprecationWarning")
 TRIED = {}
 
 
