@@ -57,9 +57,14 @@ def execute():
             if "parameters" in cell.metadata.get("tags", []):
                 cell.source += "".join(f"\n{name} = {value!r}"
                                        for name, value in parameters.items())
-        resources = {"metadata": {"path": str(ROOT)}}
-        return NotebookClient(book, timeout=600, resources=resources).execute()
+        return run_book(book)
     return run
+
+
+def run_book(book, folder=ROOT):
+    """Run a notebook in a fresh kernel that starts in a folder; returns it with outputs."""
+    resources = {"metadata": {"path": str(folder)}}
+    return NotebookClient(book, timeout=600, resources=resources).execute()
 
 
 def printed(cell):

@@ -105,11 +105,7 @@ class Methods:
         return 0, 0, photo.width, photo.height
 
     def features(self, photo, model=None):
-        model = model or self.n["classifier"].model
-        return np.asarray(model.predict_on_batch(photo.view[None]), "float32")[0]
-
-    def fine_model(self):
-        return self.n["fine_model"](self.n["classifier"].model, self.n["classifier"].size)
+        return self.n["forward"]([photo], model)[0][0]
 
     def boxed(self, heatmap, photo):
         box = self.n["cam_to_box"](heatmap)
@@ -136,15 +132,13 @@ class Methods:
         return self.mapped(photo, index, "centered_map")
 
     def finer(self, photo, index):
-        return self.mapped(photo, index, "centered_map", self.fine_model())
+        network = self.n["classifier"]
+        fine = self.n["fine_model"](network.model, network.size)
+        return self.mapped(photo, index, "centered_map", fine)
 
     def second(self, photo, index):
         features, _ = self.n["forward"]([photo])
-        [first] = self.n["paper_boxes"]([photo], features, [index],
-                                        self.n["evidence_map"], threshold=0.25)
-        region, view = self.n["crop"](photo, first)
-        [closer] = np.asarray(self.fine_model().predict_on_batch(view[None]))
-        cam = self.n["evidence_map"](closer, index)
+        [(region, _, cam)] = self.n["closer_look"]([photo], features, [index])
         size = self.n["classifier"].size
         box = self.n["cam_to_box"](self.n["upsample"](cam, *size))
         return self.n["place"](box, size, region), self.paste(cam, region, photo)

@@ -62,7 +62,7 @@ def test_finer_map_contains_the_plain_one(notebook):
     network = notebook.classifier
     fine = notebook.fine_model(network.model, network.size)
     assert fine is not network.model
-    finer = np.asarray(fine.predict_on_batch(photo.view[None]))[0]
+    finer = notebook.forward([photo], fine)[0][0]
     assert finer.shape == (14, 14, features.shape[2])
     apart = [np.abs(finer[s::2, s::2] - features).max() for s in (0, 1)]
     assert min(apart) < 1e-3 < max(apart)

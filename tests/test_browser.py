@@ -16,6 +16,7 @@ from io import BytesIO
 from urllib.request import urlopen
 
 import nbformat
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import NOTEBOOK, ROOT
@@ -136,8 +137,10 @@ def test_a_new_file_is_found_by_the_next_run(lab, project):
 
 @pytest.fixture
 def explorer(lab):
-    """The controls of the explorer, as a new photo leaves them, and their picture."""
-    box = lab.locator(".jupyter-widgets.widget-vbox")
+    """The controls of the explorer with their first settings, and their picture."""
+    box = lab.locator(".widget-vbox", has=lab.locator(".widget-interact"))
+    box.get_by_label("class").fill("")
+    box.get_by_label("class").press("Enter")
     for photo, name in ("bison.jpg", "bison"), ("german_shepherd.jpg", "German shepherd"):
         box.get_by_label("photo", exact=True).select_option(photo)
         expect(picture(box)).to_have_attribute("alt", re.compile(f"^{photo}: {name}"))
@@ -149,31 +152,45 @@ def picture(explorer):
     return explorer.locator(".widget-html img")
 
 
+def redrawn(lab, explorer, act):
+    """Milliseconds from an action until the browser shows another picture for it."""
+    lab.evaluate("""() => {
+        const image = () => document.querySelector(".widget-vbox .widget-html img");
+        const before = image().src, start = performance.now();
+        window.redrawn = new Promise(done => {
+            const look = () => image()?.src !== before && image().complete
+                ? done(performance.now() - start) : requestAnimationFrame(look);
+            look();
+        });
+    }""")
+    act()
+    return lab.evaluate("Promise.race([window.redrawn, new Promise("
+                        "done => setTimeout(done, 60_000, NaN))])")
+
+
 def test_choosing_a_photo_shows_it_with_its_class(explorer):
     expect(picture(explorer)).to_have_count(1)
     explorer.get_by_label("photo", exact=True).select_option("koala.jpg")
     expect(picture(explorer)).to_have_attribute("alt", re.compile("^koala.jpg: koala"))
-    expect(explorer.get_by_label("class")).to_have_value("koala")
+    expect(explorer).to_contain_text("koala.jpg: koala, logit")
     assert picture(explorer).evaluate("img => img.naturalWidth") > 400
 
 
-@pytest.mark.parametrize("name", ["threshold", "opacity"])
-def test_picture_follows_the_sliders(lab, explorer, name):
-    handle = explorer.locator(".widget-slider", has_text=name).get_by_role("slider")
-    times, seen = [], {picture(explorer).get_attribute("src")}
-    for _ in range(5):
-        lab.evaluate("""() => {
-            const start = performance.now(), now = () => performance.now() - start;
-            window.redrawn = new Promise(done => new MutationObserver(() => done(now()))
-                .observe(document.querySelector(".widget-vbox .widget-html"),
-                         {childList: true, subtree: true, attributes: true}));
-        }""")
-        handle.press("ArrowRight")
-        times.append(lab.evaluate("Promise.race([window.redrawn, new Promise("
-                                  "done => setTimeout(done, 60_000, NaN))])"))
+def test_picture_follows_every_control_at_once(lab, explorer):
+    slider = lambda name: explorer.locator(".widget-slider", has_text=name).get_by_role("slider")
+    moves = {"threshold": lambda: slider("threshold").press("ArrowRight"),
+             "opacity": lambda: slider("opacity").press("ArrowRight"),
+             "centered": lambda: explorer.get_by_label("centered").click()}
+    seen, times = {picture(explorer).get_attribute("src")}, {}
+    for name, move in moves.items():
+        times[name] = [redrawn(lab, explorer, move) for _ in range(6)]
         seen.add(picture(explorer).get_attribute("src"))
-    print(f"{name}: redrawn after", *(f"{t:.0f}" for t in times), "milliseconds")
-    assert len(seen) == 6
+    for name, measured in times.items():
+        print(f"{name}: redrawn after", *(f"{t:.0f}" for t in measured), "milliseconds")
+    everything = sum(times.values(), [])
+    print(f"median {np.median(everything):.0f}, at most {max(everything):.0f} milliseconds")
+    assert np.median(everything) < 250
+    assert len(seen) >= 3
 
 
 def test_class_is_found_by_its_name(explorer):
@@ -181,13 +198,16 @@ def test_class_is_found_by_its_name(explorer):
     field.fill("malinois")
     field.press("Enter")
     expect(picture(explorer)).to_have_attribute("alt", re.compile("shepherd.jpg: malinois"))
+    field.fill("no such thing")
+    field.press("Enter")
+    expect(explorer).to_contain_text("'no such thing' is not in list")
 
 
 def test_map_can_be_centered(explorer):
     plain = picture(explorer).get_attribute("src")
-    explorer.get_by_role("button", name="centered").click()
+    explorer.get_by_label("centered").check()
     expect(picture(explorer)).not_to_have_attribute("src", plain)
-    explorer.get_by_role("button", name="plain").click()
+    explorer.get_by_label("centered").uncheck()
     expect(picture(explorer)).to_have_attribute("src", plain)
 
 
@@ -212,6 +232,12 @@ def test_an_upload_that_is_no_photo_gets_the_reason(lab, explorer):
     expect(explorer.locator(".widget-html")).to_contain_text(re.compile(r"x\.jpg: is none of"))
     explorer.get_by_label("photo", exact=True).select_option("koala.jpg")
     expect(picture(explorer)).to_have_attribute("alt", re.compile("^koala.jpg: koala"))
+
+
+def test_every_picture_in_jupyterlab_has_a_text_alternative_of_its_own_or_below(lab):
+    texts = lab.locator(".jp-OutputArea-output img").evaluate_all("""all => all.map(
+        img => img.alt || img.closest(".jp-OutputArea-child").nextSibling.innerText)""")
+    assert len(texts) > 5 and min(len(text.strip()) for text in texts) > 20
 
 
 def test_picture_of_the_explorer_fits_into_a_narrow_window(lab, explorer):

@@ -55,7 +55,10 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             if fault == "silent after headers":
                 self.server.stopped.wait()
-            self.wfile.write(content[:len(content) // 2] if fault == "truncated" else content)
+            content = content[:len(content) // 2] if fault == "truncated" else content
+            for part in np.array_split(np.frombuffer(content, "uint8"), 30):
+                self.wfile.write(part.tobytes())
+                time.sleep(0.1 if fault == "slow" else 0)
 
     def log_message(self, *arguments):
         """Keep the tests' output clean."""

@@ -343,7 +343,7 @@ def test_pictures(notebook, image):
     assert is_photo(image) and (photo.height, photo.width) == image.shape[:2]
     assert photo.view.shape == (*notebook.classifier.size, 3)
     assert photo.view.dtype == photo.thumbnail.dtype == np.uint8
-    assert max(photo.thumbnail.shape) <= 640
+    assert max(photo.thumbnail.shape) <= 960
 
 
 @given(odd_images(), st.sampled_from([None, 0, 235, 999, 1000, -1, 2.0, "dog", np.nan]))

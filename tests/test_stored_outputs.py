@@ -5,8 +5,7 @@ from itertools import zip_longest
 
 import nbformat
 import pytest
-from conftest import NOTEBOOK, printed
-from nbclient import NotebookClient
+from conftest import NOTEBOOK, printed, run_book
 from nbclient.exceptions import CellExecutionError
 
 BOOK = nbformat.read(NOTEBOOK, 4)
@@ -118,6 +117,5 @@ def test_a_new_run_shows_the_stored_figures(new_run):
 
 def test_a_lone_notebook_says_what_it_misses(tmp_path):
     """As it starts where somebody has only downloaded the notebook itself."""
-    resources = {"metadata": {"path": str(tmp_path)}}
     with pytest.raises(CellExecutionError, match="get the whole project"):
-        NotebookClient(nbformat.read(NOTEBOOK, 4), timeout=600, resources=resources).execute()
+        run_book(nbformat.read(NOTEBOOK, 4), tmp_path)
