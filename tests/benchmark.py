@@ -147,13 +147,13 @@ def load_notebook():
 
 
 def defines(node):
-    """Whether a statement imports, defines, or sets a constant or an option."""
-    if isinstance(node, ast.With):
+    """Whether a statement imports, defines, or sets a constant, an option or a memo."""
+    if isinstance(node, (ast.With, ast.If)):
         return all(map(defines, node.body))
     if isinstance(node, ast.Assign):
         [target] = node.targets if len(node.targets) == 1 else [None]
-        return isinstance(target, ast.Attribute) or (
-            isinstance(target, ast.Name) and target.id[0].isupper())
+        return isinstance(target, ast.Attribute) or isinstance(target, ast.Name) and (
+            target.id[0].isupper() or ast.unparse(node.value) == "{}")
     return isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
 
 
@@ -801,8 +801,9 @@ def run(options, folder):
                        folder / "ordinary.jpg")
     paths = write_folder(folder, 8 if options.quick else options.photos)
     report_machine(repeats, len(paths))
-    rows = [row for row in ROWS[1:] if not options.quick or row.name in QUICK]
-    results = {row.name: Result("left out by --quick") for row in ROWS}
+    asked = options.rows or (QUICK if options.quick else [""])
+    rows = [row for row in ROWS[1:] if any(text in row.name for text in asked)]
+    results = {row.name: Result("left out") for row in ROWS}
     base = results[OURS] = Result()
     base.ours = base.own
     with Worker(ROWS[0], path, paths) as ours:
@@ -845,6 +846,8 @@ def main(arguments=None):
     parser.add_argument("--repeats", type=int, help="rounds; 7 by default")
     parser.add_argument("--photos", type=int, default=64, help="size of the folder")
     parser.add_argument("--quick", action="store_true", help="few rows and photos")
+    parser.add_argument("--rows", nargs="+", help="only rows with these texts in their "
+                        "names, beside ours")
     parser.add_argument("--memory", action="store_true",
                         help="also 1,000 photos, and one of 100 megapixels")
     parser.add_argument("--plot", default=ROOT / ".github" / "benchmark.png",

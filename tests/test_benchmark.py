@@ -27,7 +27,7 @@ def test_quick_benchmark_has_every_row_or_its_reason_and_a_plot(tmp_path):
     for name in ("pass only: Keras predict_on_batch", "decoding only"):
         assert all(float(cell) > 0 for cell in rows[name])
     left_out = [name for name, cells in rows.items()
-                if " ".join(cells) == "left out by --quick"]
+                if " ".join(cells) == "left out"]
     assert len(left_out) == len(rows) - 4 > 10
     assert len(re.findall(r"^target .*: (?:met|missed|not measured)", run.stdout,
                           re.MULTILINE)) == 9
