@@ -677,9 +677,9 @@ def draw(results, path):
         ax.bar_label(bars, [f" {r:.2f}" if r < 10 else f" {r:.0f}" for r in ratios],
                      fontsize=7)
     ax.axvline(1, color="black", lw=1, zorder=0)
-    ax.xaxis.set_major_formatter("{x:g}")
     ax.set(yticks=places, yticklabels=shown, ylim=(len(shown) - 0.5, -0.5),
            xscale="log", xlabel="time as a ratio to ours, log scale; shorter is faster")
+    ax.xaxis.set_major_formatter("{x:g}")
     ax.margins(x=0.1)
     ax.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper right", ncols=2, frameon=False)

@@ -235,7 +235,7 @@ def test_an_upload_that_is_no_photo_gets_the_reason(lab, explorer):
 
 def test_every_picture_in_jupyterlab_has_a_text_alternative_of_its_own_or_below(lab):
     texts = lab.locator(".jp-OutputArea-output img").evaluate_all("""all => all.map(
-        img => img.alt || img.closest(".jp-OutputArea-child").nextSibling.innerText)""")
+        img => img.alt || img.closest(".jp-OutputArea-child").nextSibling.textContent)""")
     assert len(texts) > 5 and min(len(text.strip()) for text in texts) > 20
 
 
