@@ -50,15 +50,29 @@ def execute():
     """Function that runs the notebook in a fresh kernel and returns it with outputs.
 
     Keyword arguments replace parameters, as a user would edit the parameters cell.
+    Texts, where there are any: as for `part`.
     """
-    def run(**parameters):
+    def run(*texts, **parameters):
         book = nbformat.read(NOTEBOOK, 4)
+        if texts:
+            book = part(book, *texts)
         for cell in book.cells:
             if "parameters" in cell.metadata.get("tags", []):
                 cell.source += "".join(f"\n{name} = {value!r}"
                                        for name, value in parameters.items())
         return run_book(book)
     return run
+
+
+def part(book, last, *more):
+    """The notebook as far as the code cell that contains a text, and the code cells
+    after it that contain one of some more texts."""
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    [end] = [number for number, cell in enumerate(code) if last in cell.source]
+    after = [cell for cell in code[end + 1:] if any(text in cell.source for text in more)]
+    assert len(after) == len(more)
+    book.cells = code[:end + 1] + after
+    return book
 
 
 def run_book(book, folder=ROOT):
@@ -77,6 +91,13 @@ def printed(cell):
 def pytest_configure(config):
     """A warning that the notebook's own code causes is an error."""
     config.addinivalue_line("filterwarnings", "error::Warning:__main__")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Show what tests have measured and recorded as a property."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties if report.when == "call" else ():
+            terminalreporter.write_line(f"{name}: {value}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -59,13 +59,14 @@ def run(request, tmp_path_factory):
     return request.param, book, np.load(file)
 
 
-def test_maps_and_boxes_are_those_of_tensorflow(run, expected):
+def test_maps_and_boxes_are_those_of_tensorflow(run, expected, record_property):
     _, _, measured = run
     assert measured["classes"].tolist() == expected["classes"]
     for name in ("logits", "plain", "centered", "single"):
         true = np.asarray(expected[name])
         difference = np.abs(measured[name] - true).max() / np.ptp(true)
-        print(f"{run[0]}: {name} differ by {difference:.1e} of their range")
+        record_property(f"{run[0]} {name}, difference as part of the range",
+                        f"{difference:.1e}")
         assert difference < 1e-3
     for name in ("paper", "twice"):
         np.testing.assert_allclose(measured[name], expected[name], atol=2)

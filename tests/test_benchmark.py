@@ -26,10 +26,13 @@ def test_quick_benchmark_has_every_row_or_its_reason_and_a_plot(tmp_path):
     assert ratio == folder_ratio == memory_ratio == "1.00"
     for name in ("pass only: Keras predict_on_batch", "decoding only"):
         assert all(float(cell) > 0 for cell in rows[name])
+    for name in sorted(os.listdir(ROOT / "images")):
+        if name.endswith(".jpg"):
+            assert re.search(rf"^  {name} .* MP .* kB .*%$", run.stdout, re.MULTILINE)
     left_out = [name for name, cells in rows.items()
                 if " ".join(cells) == "left out"]
     assert len(left_out) == len(rows) - 4 > 10
     assert len(re.findall(r"^target .*: (?:met|missed|not measured)", run.stdout,
-                          re.MULTILINE)) == 9
+                          re.MULTILINE)) == 10
     assert Image.open(plot).width > 600
     assert plot.stat().st_size < 80_000

@@ -397,7 +397,7 @@ def test_notebook_keeps_its_results(notebook):
 
 
 def test_notebook_runs_over_an_empty_folder(execute, tmp_path):
-    book = execute(image_folder=str(tmp_path))
+    book = execute("header =", "def explorer", "def explored", image_folder=str(tmp_path))
     assert any(str(tmp_path) in printed(cell) for cell in book.cells)
     (picture,) = next(cell.outputs for cell in book.cells if "def explored" in cell.source)
     assert f'alt="{PHOTOS[0].name}' in picture.data["text/html"]
@@ -406,7 +406,8 @@ def test_notebook_runs_over_an_empty_folder(execute, tmp_path):
 def test_notebook_saves_gallery_and_table(execute, folder, tmp_path_factory):
     (folder / "=1+1.png").write_bytes((folder / "a.png").read_bytes())
     saved = tmp_path_factory.mktemp("saved")
-    book = execute(image_folder=str(folder), save_folder=str(saved), max_figures=2)
+    book = execute("header =", image_folder=str(folder), save_folder=str(saved),
+                   max_figures=2)
     output = "".join(map(printed, book.cells))
     assert f"{len(GOOD) + 1} photos; {len(BAD)} files" in output
     assert all(f"{name}: " in output for name in BAD)

@@ -458,7 +458,7 @@ def strange(execute, tmp_path_factory):
     (nets / "net.txt").write_text("\n".join(labels), encoding="utf8")
 
     def snapshot():
-        skip = (".git", "__pycache__", ".pytest_cache", ".venv")
+        skip = (".git", "__pycache__", ".pytest_cache", ".venv", ".hypothesis")
         return {path: (path.stat().st_mtime_ns, path.stat().st_size)
                 for top in (ROOT, home, folder, nets) for path in top.rglob("*")
                 if path.is_file() and not any(part in skip for part in path.parts)}
