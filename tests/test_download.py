@@ -33,6 +33,9 @@ class Server(ThreadingHTTPServer):
     def address(self):
         return f"http://127.0.0.1:{self.server_port}/"
 
+    def handle_error(self, *arguments):
+        """A client that has given up is no error of the server."""
+
     def stop(self):
         self.stopped.set()
         self.shutdown()
