@@ -61,11 +61,10 @@ def write_photo(source, megapixels, target):
 
 def write_folder(folder, count):
     """Paths of `count` photos of mixed sizes (0.1 to 2 megapixels) and formats."""
-    sources = sorted((ROOT / "images").glob("*.jpg"))
     rng = np.random.default_rng(0)
     sizes = rng.permutation(np.resize((0.1, 0.3, 0.8, 2), count))
     kinds = rng.permutation(np.resize(("png", "webp", *["jpg"] * 6), count))
-    return [write_photo(sources[i % len(sources)], size, folder / f"{i:02}.{kind}")
+    return [write_photo(OWN_PHOTOS[i % len(OWN_PHOTOS)], size, folder / f"{i:02}.{kind}")
             for i, (size, kind) in enumerate(zip(sizes, kinds))]
 
 
@@ -669,15 +668,19 @@ def print_parts(title, seconds, whole):
         print(f"  {part:10}{value:10.4f} s{value / whole:9.1%}")
 
 
+def beside(seconds):
+    """What lies beside the forward pass, as a share of it, from seconds by part."""
+    return sum(seconds.values()) / seconds["forward"] - 1
+
+
 def print_shares(parts):
     """What lies beside the forward pass, as a share of it, for each file."""
     print("\nAll beside the forward pass, as a share of it")
     for path, seconds in parts.items():
         with Picture.open(path) as picture:
             pixels = math.prod(picture.size) / 1e6
-        share = sum(seconds.values()) / seconds["forward"] - 1
         size = Path(path).stat().st_size / 1000
-        print(f"  {Path(path).name:24}{pixels:6.2f} MP{size:6.0f} kB{share:9.1%}")
+        print(f"  {Path(path).name:24}{pixels:6.2f} MP{size:6.0f} kB{beside(seconds):9.1%}")
 
 
 def draw(results, path):
@@ -742,7 +745,7 @@ def report_targets(results, parts, traces):
     targets.ratio("tf-keras-vis / ours", "tf-keras-vis GradCAM", 8)
     targets.ratio("tf-explain / ours", "tf-explain GradCAM", 8)
     targets.ratio("ours / torchcam CAM", "torchcam CAM", 1.25, least=False)
-    first, *others = (sum(p.values()) / p["forward"] - 1 for p in parts.values())
+    first, *others = map(beside, parts.values())
     targets.check("beside the forward pass, 0.8 megapixels", first, 0.1)
     targets.check("beside the forward pass, median of our photos",
                   statistics.median(others), 0.1)

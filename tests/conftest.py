@@ -64,14 +64,18 @@ def execute():
     return run
 
 
+def position(cells, text):
+    """Position of the one among code cells that contains a text."""
+    [index] = [number for number, cell in enumerate(cells) if text in cell.source]
+    return index
+
+
 def part(book, last, *more):
-    """The notebook as far as the code cell that contains a text, and the code cells
-    after it that contain one of some more texts."""
+    """The notebook's code cells as far as the one that contains a text, and those that
+    contain some more texts."""
     code = [cell for cell in book.cells if cell.cell_type == "code"]
-    [end] = [number for number, cell in enumerate(code) if last in cell.source]
-    after = [cell for cell in code[end + 1:] if any(text in cell.source for text in more)]
-    assert len(after) == len(more)
-    book.cells = code[:end + 1] + after
+    after = [code[position(code, text)] for text in more]
+    book.cells = code[:position(code, last) + 1] + after
     return book
 
 

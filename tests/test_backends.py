@@ -3,7 +3,7 @@
 import nbformat
 import numpy as np
 import pytest
-from conftest import NOTEBOOK, printed, run_book
+from conftest import NOTEBOOK, part, printed, run_book
 
 BACKENDS = "openvino", "torch"
 MEASURE = """
@@ -47,9 +47,7 @@ def run(request, tmp_path_factory):
     if request.param == "openvino":
         book.cells.append(nbformat.v4.new_code_cell(COMPILED))
     else:
-        sources = [cell.source for cell in book.cells]
-        [last] = [n for n, source in enumerate(sources) if "def look_twice" in source]
-        book.cells = book.cells[:last + 1]
+        book = part(book, "def look_twice")
     keep = f"np.savez({str(file)!r}, **measured)"
     book.cells.append(nbformat.v4.new_code_cell(MEASURE + keep))
     with pytest.MonkeyPatch.context() as patch:

@@ -26,9 +26,8 @@ def test_quick_benchmark_has_every_row_or_its_reason_and_a_plot(tmp_path):
     assert ratio == folder_ratio == memory_ratio == "1.00"
     for name in ("pass only: Keras predict_on_batch", "decoding only"):
         assert all(float(cell) > 0 for cell in rows[name])
-    for name in sorted(os.listdir(ROOT / "images")):
-        if name.endswith(".jpg"):
-            assert re.search(rf"^  {name} .* MP .* kB .*%$", run.stdout, re.MULTILINE)
+    for path in (ROOT / "images").glob("*.jpg"):
+        assert re.search(rf"^  {path.name} .* MP .* kB .*%$", run.stdout, re.MULTILINE)
     left_out = [name for name, cells in rows.items()
                 if " ".join(cells) == "left out"]
     assert len(left_out) == len(rows) - 4 > 10

@@ -91,6 +91,10 @@ def server(notebook, weights, monkeypatch, tmp_path):
     monkeypatch.setitem(resnet.WEIGHTS_HASHES, "resnet50", (digest, digest))
     yield server
     server.stop()
+    for thread in threading.enumerate():  # downloads that nobody waits for any more
+        if thread.name.endswith("(build)"):
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 def break_server(server, fault, home):

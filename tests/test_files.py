@@ -159,7 +159,7 @@ def test_localizes_extreme_shapes(notebook, tmp_path, kind, height, width):
 
 @only_linux
 @pytest.mark.parametrize(("mode", "kind", "megabytes"), [
-    ("RGB", "JPEG", 1250), ("RGB", "PNG", 1250), ("RGBA", "PNG", 1500)])
+    ("RGB", "JPEG", 1100), ("RGB", "PNG", 1100), ("RGBA", "PNG", 1500)])
 def test_hundred_megapixels(notebook, tmp_path, mode, kind, megabytes):
     """The array has 300 MB. Pillow's pixels have four bytes, and it hands them over by
     way of a copy; on white paper there are two pictures for a while."""
