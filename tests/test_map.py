@@ -1,0 +1,250 @@
+"""The class activation map: what it adds up to, where it lies, and its box."""
+
+import csv
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import BUNDLED, ROOT
+from PIL import Image
+from scipy.ndimage import center_of_mass, zoom
+from scipy.special import softmax
+
+RESNET50 = os.environ.get("CAM_TEST_RESNET50")
+RNG = np.random.default_rng(0)
+
+
+def photo_of(notebook, name):
+    """One of the photos that come along."""
+    return notebook.read_image(ROOT / "images" / f"{name}.jpg")
+
+
+@pytest.fixture(scope="module")
+def street(notebook):
+    """Features and scores of the photo of a dog and a bicycle, and the head's logits."""
+    view = notebook.view_of(photo_of(notebook, "dog_bicycle"))
+    [features], [scores] = notebook.forward([view], notebook.model)
+    layers = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(len(scores))]
+    head = keras.Sequential([keras.Input(features.shape), *layers])
+    head.set_weights(notebook.classifier.get_weights()[-2:])
+    return features, scores, head
+
+
+def test_mean_of_the_map_plus_bias_is_the_networks_logit(notebook, street):
+    features, scores, head = street
+    found = [notebook.explain(features, scores, c) for c in range(len(scores))]
+    logits = [r.cam.mean() + notebook.b[r.class_index] for r in found]
+    np.testing.assert_allclose([r.logit for r in found], logits, atol=1e-4)
+    np.testing.assert_allclose([r.logit for r in found], logits, atol=1e-4)
+    np.testing.assert_allclose(softmax(logits), scores, rtol=1e-3)
+    np.testing.assert_allclose([r.probability for r in found], scores, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (1, 1), (14, 9)])
+@pytest.mark.parametrize("size", [(224, 224), (301, 203), (5, 1023)])
+def test_the_map_at_full_resolution_keeps_its_mean(notebook, shape, size):
+    cam = RNG.normal(3, 9, shape)
+    heat = notebook.upsample(cam, *size)
+    assert heat.shape == size and heat.dtype == np.float32
+    assert heat.mean() == pytest.approx(cam.mean(), abs=1e-3 * (np.ptp(cam) + 1))
+
+
+@pytest.mark.parametrize("cell", [(1, 1), (3, 5), (5, 2)])
+@pytest.mark.parametrize("size", [(224, 224), (301, 203), (60, 1000)])
+def test_the_heat_of_a_cell_is_centered_on_its_square(notebook, cell, size):
+    cam = np.zeros((7, 7))
+    cam[cell] = 1
+    heat = notebook.upsample(cam, *size)
+    middle = (np.array(cell) + 0.5) * size / np.array(7) - 0.5
+    np.testing.assert_allclose(center_of_mass(heat - heat.min()), middle, atol=0.1)
+
+
+def test_on_one_scale_what_is_absent_stays_dark(notebook):
+    photo = photo_of(notebook, "german_shepherd")
+    dog, bee = (
+        notebook.localize(photo, name).cam for name in ("German shepherd", "bee")
+    )
+    pictures = [
+        notebook.overlay(photo, cam, top)
+        for cam, top in [(dog, dog.max()), (bee, dog.max()), (-1 - dog**2, None)]
+    ]
+    assert all(p.shape == photo.shape and p.dtype == np.uint8 for p in pictures)
+    present, absent, negative = (np.ptp(p, axis=2).mean() for p in pictures)
+    assert negative < 5 and absent < present / 4
+
+
+@pytest.mark.parametrize("cell", [(0, 0), (3, 2), (6, 6)])
+def test_without_a_cell_the_logit_falls_by_its_share(notebook, street, cell):
+    features, scores, head = street
+    without = features.copy()
+    without[cell] = 0
+    whole, rest = head.predict_on_batch(np.stack([features, without]))
+    cams = [notebook.explain(features, scores, c).cam for c in (235, 671)]
+    falls = [cam[cell] / cam.size for cam in cams]
+    np.testing.assert_allclose((whole - rest)[[235, 671]], falls, atol=1e-4)
+
+
+def test_the_difference_of_two_maps_is_the_map_of_the_margin(notebook, street):
+    features, scores, _ = street
+    dog, bicycle = (notebook.explain(features, scores, c) for c in (235, 671))
+    margin = (dog.cam - bicycle.cam).mean() + notebook.b[235] - notebook.b[671]
+    assert margin == pytest.approx(np.log(scores[235] / scores[671]), abs=1e-3)
+
+
+def test_gradcam_is_the_positive_part_of_the_map(notebook, street):
+    features, scores, head = street
+    maps = tf.constant(features[None])
+    with tf.GradientTape() as tape:
+        tape.watch(maps)
+        logit = head(maps)[0, 671]
+    alpha = tape.gradient(logit, maps).numpy()[0].mean(axis=(0, 1))
+    cam = notebook.explain(features, scores, 671).cam
+    expected = np.maximum(cam, 0) / cam.size
+    np.testing.assert_allclose(np.maximum(features @ alpha, 0), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("target", "label"),
+    [
+        (None, "German shepherd"),
+        (235, "German shepherd"),
+        (np.int64(235), "German shepherd"),
+        ("German shepherd", "German shepherd"),
+        ("man shep", "German shepherd"),
+        ("tiger", "tiger"),
+    ],
+)
+def test_a_class_is_asked_for_by_index_name_or_a_part_of_it(notebook, target, label):
+    result = notebook.localize(photo_of(notebook, "german_shepherd"), target)
+    assert result.label == notebook.labels[result.class_index] == label
+
+
+@pytest.mark.parametrize("target", ["unicorn", "retriever"])
+def test_a_class_that_is_not_clear_says_how_many_match(notebook, target):
+    count = sum(target in name.lower() for name in notebook.labels)
+    with pytest.raises(ValueError, match=rf"\b{count} class.*{target}"):
+        notebook.localize(photo_of(notebook, "koala"), target)
+
+
+def test_a_result_is_shown_in_one_line(notebook):
+    shown = repr(notebook.localize(photo_of(notebook, "koala")))
+    assert "koala" in shown and "\n" not in shown and len(shown) < 200
+
+
+def boxes_of_largest_regions(mask):
+    """Boxes of the largest 8-connected regions of a mask, by flood fill."""
+    todo, regions = set(map(tuple, np.argwhere(mask).tolist())), []
+    while todo:
+        region = front = {todo.pop()}
+        while front:
+            steps = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+            front = {(y + i, x + j) for y, x in front for i, j in steps} & todo
+            todo, region = todo - front, region | front
+        regions.append(np.array(list(region)))
+    most = max(map(len, regions))
+    ends = [(*r.min(axis=0), *r.max(axis=0) + 1) for r in regions if len(r) == most]
+    return [(x0, y0, x1, y1) for y0, x0, y1, x1 in ends]
+
+
+def test_the_box_frames_the_largest_region_above_the_threshold(notebook):
+    for threshold in RNG.uniform(0.1, 0.9, 200):
+        heat = RNG.normal(size=RNG.integers(1, 12, 2))
+        if heat.max() > 0:
+            boxes = boxes_of_largest_regions(heat > threshold * heat.max())
+            assert notebook.cam_to_box(heat, threshold) in boxes
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_where_nothing_is_positive_the_box_is_the_whole_map(notebook, value):
+    assert notebook.cam_to_box(np.full((5, 8), value)) == (0, 0, 8, 5)
+
+
+def test_iou_counts_pixels(notebook):
+    for corners in RNG.integers(0, 9, (300, 2, 2, 2)):
+        boxes = np.sort(corners, axis=1).reshape(2, 4)
+        a, b = painted = np.zeros((2, 9, 9), bool)
+        for picture, (x0, y0, x1, y1) in zip(painted, boxes, strict=True):
+            picture[y0:y1, x0:x1] = True
+        expected = (a & b).sum() / max(1, (a | b).sum())
+        assert notebook.iou(*boxes) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["chelsea", "koala", "dog_bicycle", "scarlet_macaw"])
+def test_the_box_of_a_file_is_that_of_its_pixels(notebook, name):
+    photo = photo_of(notebook, name)
+    x0, y0, x1, y1 = box = notebook.find_box(photo)
+    assert 0 <= x0 < x1 <= photo.shape[1] and 0 <= y0 < y1 <= photo.shape[0]
+    of_file = notebook.find_box(ROOT / "images" / f"{name}.jpg")
+    assert notebook.iou(box, of_file) > 0.95
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_box_of_a_large_photo_is_in_its_own_pixels(notebook, tmp_path, orientation):
+    photo = Image.fromarray(photo_of(notebook, "koala"))
+    large, exif = photo.resize((photo.width * 4, photo.height * 4)), Image.Exif()
+    exif[0x0112] = orientation
+    stored = large.rotate(90, expand=True) if orientation == 6 else large
+    stored.save(tmp_path / "large.jpg", exif=exif, quality=95)
+    box = notebook.find_box(tmp_path / "large.jpg")
+    small_box = notebook.find_box(np.array(photo))
+    assert notebook.iou(np.array(box) / 4, small_box) > 0.95
+
+
+@pytest.fixture(scope="module", params=[(BUNDLED, 5, 0.055), (RESNET50, 8.5, 0.09)])
+def network(notebook, request):
+    """Model of a network in the notebook's place, and what its boxes should gain."""
+    path, *gains = request.param
+    if not path:
+        pytest.skip("CAM_TEST_RESNET50 names no network")
+    names, net = ["model", "W", "b", "sharp_model"], notebook.load_network(path)
+    values = *notebook.open_network(net), notebook.finer(net, (224, 224, 3))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in zip(names, values, strict=True):
+            patch.setattr(notebook, name, value)
+        yield values[0], *gains
+
+
+def drawn_boxes(folder):
+    """{(file, class index): boxes} of a folder's boxes.csv."""
+    truth = defaultdict(list)
+    with open(folder / "boxes.csv", encoding="utf8") as file:
+        for row in csv.DictReader(file):
+            box = [float(row[edge]) for edge in ("x0", "y0", "x1", "y1")]
+            truth[row.get("file") or row["image"], int(row["class_index"])].append(box)
+    return truth
+
+
+@pytest.mark.parametrize("network", [(RESNET50, 0, 0)], indirect=True)
+def test_resnet50_knows_the_photos_and_looks_at_the_objects(notebook, network):
+    truth, hits, right = drawn_boxes(ROOT / "images"), 0, set()
+    for (name, c), boxes in truth.items():
+        photo = notebook.read_image(ROOT / "images" / name)
+        if notebook.localize(photo, None, network[0]).class_index == c:
+            right.add(name)
+        heat = notebook.upsample(
+            notebook.localize(photo, c, network[0]).cam, *photo.shape[:2]
+        )
+        y, x = np.unravel_index(heat.argmax(), heat.shape)
+        hits += any(x0 <= x < x1 and y0 <= y < y1 for x0, y0, x1, y1 in boxes)
+    assert len(right) >= 7 and len(truth) == 11 and hits >= 10
+
+
+@pytest.mark.skipif("CAM_TEST_PHOTOS" not in os.environ, reason="no photos with boxes")
+def test_boxes_are_better_than_those_of_the_plain_pipeline(notebook, network):
+    folder, (model, points, gain) = Path(os.environ["CAM_TEST_PHOTOS"]), network
+    overlaps = []
+    for (name, c), boxes in drawn_boxes(folder).items():
+        photo = notebook.read_image(folder / "images" / name)
+        plain = notebook.cam_to_box(
+            zoom(notebook.localize(photo, c, model).cam, 32, order=1)
+        )
+        scale = np.tile(photo.shape[1::-1], 2) / 224
+        found = plain * scale, notebook.find_box(photo, c)
+        overlaps.append([max(notebook.iou(box, b) for b in boxes) for box in found])
+    before, after = np.transpose(overlaps)
+    assert 100 * ((after >= 0.5).mean() - (before >= 0.5).mean()) >= points
+    assert after.mean() - before.mean() >= gain
