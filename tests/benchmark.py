@@ -200,8 +200,8 @@ def draw(ratios, path):
 
 def save_resnet50(file):
     """Save Keras's ResNet-50 with random weights, for RGB pixels."""
-    from keras.applications import resnet
     from keras import Input
+    from keras.applications import resnet
 
     pixels = resnet.preprocess_input(Input((*SIZE, 3)))
     resnet.ResNet50(weights=None, input_tensor=pixels).save(file)
@@ -222,13 +222,13 @@ def report(s, failures, small, large, plot):
             *parts,
         )
     for row in {OURS, EXPORTED} - {*failures}:
-        ones, twelves = (s[row, "folder", *paths] for paths in (small, large))
+        ones, twelves = (s[(row, "folder", *paths)] for paths in (small, large))
         print(f"{row}: photos a second of 1 and 12 megapixels", end=" ")
         print(
             f"{PHOTOS / ones:.1f}, {PHOTOS / twelves:.1f}; 12/1 {twelves / ones:.2f} (target 1.6)"
         )
-    together = s[OURS, "batches"] + s[OURS, "read", *small]
-    print(f"folder / (passes + reading): {s[OURS, 'folder', *small] / together:.2f}")
+    together = s[OURS, "batches"] + s[(OURS, "read", *small)]
+    print(f"folder / (passes + reading): {s[(OURS, 'folder', *small)] / together:.2f}")
     beside = median(s[OURS, "read", p] for p in OWN_PHOTOS) + s[OURS, "finish"]
     print(f"all beside the pass: {beside / s[OURS, 'pass']:.1%} (target 10 %)")
 

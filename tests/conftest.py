@@ -21,7 +21,9 @@ def part(number):
     """Cells of part I (1) to V (5) of the notebook, text and code."""
     parts = [[]]
     for cell in nbformat.read(NOTEBOOK, 4).cells:
-        if cell.cell_type == "markdown" and re.search("^# Part ", cell.source, re.M):
+        if cell.cell_type == "markdown" and re.search(
+            "^# Part ", cell.source, re.MULTILINE
+        ):
             parts.append([])
         parts[-1].append(cell)
     return parts[number]
