@@ -39,7 +39,6 @@ def test_mean_of_the_map_plus_bias_is_the_networks_logit(notebook, street):
     found = [notebook.explain(features, scores, c) for c in range(len(scores))]
     logits = [r.cam.mean() + notebook.b[r.class_index] for r in found]
     np.testing.assert_allclose([r.logit for r in found], logits, atol=1e-4)
-    np.testing.assert_allclose([r.logit for r in found], logits, atol=1e-4)
     np.testing.assert_allclose(softmax(logits), scores, rtol=1e-3)
     np.testing.assert_allclose([r.probability for r in found], scores, rtol=1e-3)
 
@@ -79,7 +78,7 @@ def test_on_one_scale_what_is_absent_stays_dark(notebook):
 
 @pytest.mark.parametrize("cell", [(0, 0), (3, 2), (6, 6)])
 def test_without_a_cell_the_logit_falls_by_its_share(notebook, street, cell):
-    features, scores, _ = street
+    features, scores, head = street
     without = features.copy()
     without[cell] = 0
     whole, rest = head.predict_on_batch(np.stack([features, without]))
@@ -96,7 +95,7 @@ def test_the_difference_of_two_maps_is_the_map_of_the_margin(notebook, street):
 
 
 def test_gradcam_is_the_positive_part_of_the_map(notebook, street):
-    features, scores, _ = street
+    features, scores, head = street
     maps = tf.constant(features[None])
     with tf.GradientTape() as tape:
         tape.watch(maps)
