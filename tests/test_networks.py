@@ -1,6 +1,7 @@
 """Networks of every kind: each is opened, refined or refused as it should be."""
 
 import ast
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import keras
@@ -168,38 +169,36 @@ def test_what_has_no_map_is_refused_by_name(notebook, channels, end, words):
         notebook.open_network(keras.Model(pixels, end(maps)))
 
 
-@pytest.mark.parametrize(
-    ("side", "end", "policy", "names", "labels"),
-    [
-        (
-            64,
-            lambda x: head(x, 1, "sigmoid"),
-            "float32",
-            "cat\ndög\n".encode("utf-16"),
-            ["cat", "dög"],
-        ),
-        (32, lambda x: head(x, 10), "float32", None, [f"class {c}" for c in range(10)]),
-        (
-            48,
-            lambda x: head(x, 3),
-            "mixed_float16",
-            "\ufeffräd\ngreen\nblue\n\n".encode(),
-            ["räd", "green", "blue"],
-        ),
-    ],
-)
-def test_the_whole_notebook_runs_with_a_network_of_ones_own(
-    tmp_path, side, end, policy, names, labels
-):
-    keras.config.set_dtype_policy(policy)
-    pixels = keras.Input((side, side, 3))
-    scaled = layers.Rescaling(1 / 255)(pixels)
-    convs = [layers.Conv2D(8, 3, 2, "same", activation="relu") for _ in range(3)]
-    network = keras.Model(pixels, end(keras.Sequential(convs)(scaled)))
-    keras.config.set_dtype_policy("float32")
-    network.save(tmp_path / "own.keras")
-    if names:
-        (tmp_path / "own.txt").write_bytes(names)
+OWN = {
+    "one unit": (64, 1, "sigmoid", "float32", "cat\ndög\n".encode("utf-16")),
+    "ten classes": (32, 10, "softmax", "float32", None),
+    "half precision": (48, 3, "softmax", "mixed_float16", b"\xef\xbb\xbfa\nb\nc\n\n"),
+}
+LABELS = [["cat", "dög"], [f"class {c}" for c in range(10)], ["a", "b", "c"]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def books(tmp_path_factory):
+    """Runs of the whole notebook with networks of one's own, begun before they count."""
     cells = nbformat.read(NOTEBOOK, 4).cells + [nbformat.v4.new_code_cell("labels")]
-    book = run(cells, CAM_NETWORK=tmp_path / "own.keras")
-    assert ast.literal_eval(book.cells[-1].outputs[0].data["text/plain"]) == labels
+    with ThreadPoolExecutor(2) as pool:
+        started = {}
+        for kind, (side, units, activation, policy, names) in OWN.items():
+            path = tmp_path_factory.mktemp("own") / "own.keras"
+            keras.config.set_dtype_policy(policy)
+            pixels = keras.Input((side, side, 3))
+            scaled = layers.Rescaling(1 / 255)(pixels)
+            convs = [layers.Conv2D(8, 3, 2, "same", activation="relu") for _ in "123"]
+            end = head(keras.Sequential(convs)(scaled), units, activation)
+            keras.Model(pixels, end).save(path)
+            keras.config.set_dtype_policy("float32")
+            if names:
+                path.with_suffix(".txt").write_bytes(names)
+            started[kind] = pool.submit(run, cells, CAM_NETWORK=path)
+        yield started
+
+
+@pytest.mark.parametrize(("kind", "labels"), zip(OWN, LABELS))
+def test_the_whole_notebook_runs_with_a_network_of_ones_own(books, kind, labels):
+    [shown] = books[kind].result().cells[-1].outputs
+    assert ast.literal_eval(shown.data["text/plain"]) == labels

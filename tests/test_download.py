@@ -1,0 +1,109 @@
+"""Getting ResNet-50: Keras's own download, from a server on this machine."""
+
+import hashlib
+import inspect
+import re
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from keras.src.backend import config
+from keras.src.legacy.saving import legacy_h5_format
+
+RESNET = inspect.getmodule(keras.applications.ResNet50)
+TROUBLES = {  # and the words that must name them
+    "404": "404",
+    "cut off": "retrieval incomplete",
+    "wrong file": "corrupted file",
+    "refused": "refused",
+    "silent": "timed out|no answer",
+    "silent, several addresses": "timed out|no answer",
+    "certificate": "CERTIFICATE_VERIFY_FAILED",
+}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Sends the server's content, or fails in the way of its trouble."""
+
+    def do_GET(self):
+        trouble, content = self.server.trouble, self.server.content
+        self.server.asked.append(self.path)
+        if trouble == "silent":
+            time.sleep(15)
+        self.send_response(404 if trouble == "404" else 200)
+        self.send_header("Content-Length", len(content))
+        self.end_headers()
+        sent = {"cut off": content[:999], "wrong file": content[::-1]}
+        self.wfile.write(sent.get(trouble, content))
+
+
+def hang(self, address):
+    """Connect as to a firewall that drops what is sent."""
+    time.sleep(self.gettimeout() or 60)
+    raise TimeoutError("timed out")
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch, request):
+    """Server of random weights for a shallow ResNet; Keras's cache is empty."""
+    monkeypatch.setattr(RESNET, "stack_residual_blocks_v1", lambda x, *_, **__: x)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.trouble = trouble = getattr(request, "param", None)
+    server.asked, path = [], tmp_path / "h5"
+    server.network = keras.applications.ResNet50(weights=None)
+    with h5py.File(path, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, server.network)
+    server.content = path.read_bytes()
+    hashes = hashlib.md5(server.content).hexdigest(), ""
+    monkeypatch.setitem(RESNET.WEIGHTS_HASHES, "resnet50", hashes)
+    scheme = "https" if trouble == "certificate" else "http"
+    port = 1 if trouble == "refused" else server.server_port
+    monkeypatch.setattr(RESNET, "BASE_WEIGHTS_PATH", f"{scheme}://127.0.0.1:{port}/")
+    monkeypatch.setattr(config, "_KERAS_DIR", str(tmp_path))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    if trouble == "certificate":
+        pem, context = tmp_path / "pem", ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        make = f"openssl req -x509 -nodes -subj /CN=a -keyout {pem} -out {pem}"
+        subprocess.run(make.split(), check=True)
+        context.load_cert_chain(pem)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    elif trouble == "silent, several addresses":
+        found = socket.getaddrinfo("127.0.0.1", port, 0, socket.SOCK_STREAM) * 4
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        monkeypatch.setattr(socket.socket, "connect", hang)
+    threading.Thread(target=server.serve_forever, args=[0.05]).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_served_weights_are_kept_and_then_not_asked_for(notebook, server, tmp_path):
+    first, asked = notebook.load_network("auto"), len(server.asked)
+    second, served = notebook.load_network("resnet50"), server.network.get_weights()
+    for found in (first, second):
+        np.testing.assert_array_equal(found.get_weights()[-2], served[-2])
+    [kept] = (tmp_path / "models").iterdir()
+    assert kept.read_bytes() == server.content and len(server.asked) == asked > 0
+
+
+@pytest.mark.parametrize(("server", "reason"), TROUBLES.items(), indirect=["server"])
+def test_auto_names_a_trouble_that_resnet50_raises(notebook, server, reason, capsys):
+    with ThreadPoolExecutor() as pool:
+        strict = pool.submit(notebook.load_network, "resnet50")
+        wait([strict], 0 if "silent" in server.trouble else 20)
+        start = time.monotonic()
+        assert notebook.load_network("auto") is notebook.lite
+        assert time.monotonic() - start < 20
+        with pytest.raises(OSError, match=f"cannot be had: .*({reason})"):
+            strict.result(20)
+    [line] = [x for x in capsys.readouterr().out.splitlines() if "cannot be had" in x]
+    assert re.search(reason, line) and "internet" not in line

@@ -1,0 +1,108 @@
+"""Photos that people have: each is read as it looks, or refused by its name."""
+
+import base64
+import zlib
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+KINDS = ["AVIF", "WEBP", "GIF", "BMP", "TIFF", "PNG", "MPO", "JPEG"]
+HEIC = base64.b85decode(  # the scene as a phone stores it
+    "c-muNV30{GsVvAy%}izhg51nBLl8SRGck>UfiWyMwIq=N0u(b+a*CjAhJwuG5(YG&l$nzcHpIn&fe{"
+    "FSfUycf1A!_KD`#frrGa@MQBfc#l?lqrC`&d3G5HEIOLE~#u4NV!6#(h&nFY!DK)M2`%$boHBs2l6N"
+    "bUo}pT9qTFfi~lCjfOwI56@s{{IhBzzkBs3_^0dm>d#;lG;v;jA$|o6dGBlz4Fvtm&YW<!vPXH0U|g"
+    "Yl7Q;jT^J7*ZBTLmS|gmCpHq~VoKpc5=4D`O01Am@78j&K{pJA00tJ~BnIHjX4i2Dc4C0vuxv<~^h6"
+    "qa|6Eh2tshgXU2nsz#4aW774c}{8&Hw*c*#0j&>i_y9d;fozU0b*9Z2iL{=RR8i02Vb=y8"
+)
+
+
+def scene(width=64, height=64):
+    """Red on the left, blue on the right."""
+    picture = Image.new("RGB", (width, height), "red")
+    picture.paste("blue", (width // 2, 0, width, height))
+    return picture
+
+
+def assert_looks_like(image, picture):
+    """uint8 RGB of a picture's size, its colors near except where two meet."""
+    expected = np.array(picture)
+    assert image.dtype == np.uint8 and image.shape == expected.shape
+    far = abs(image.astype(int) - expected).max(axis=2) > 12
+    assert far.mean() < 0.07
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_of_every_orientation_are_read_upright(notebook, tmp_path, orientation):
+    upright, exif = scene(80, 48), Image.Exif()
+    upright.paste("white", (0, 0, 40, 24))
+    exif[0x0112] = orientation
+    turn = [None, 0, 3, 1, 5, 2, 6, 4][orientation - 1]  # of Image.Transpose
+    stored = upright if turn is None else upright.transpose(turn)
+    stored.save(path := tmp_path / "phone.jpg", exif=exif, quality=95, subsampling=0)
+    assert_looks_like(notebook.read_image(path), upright)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_broken_exif_block_does_not_hide_a_photo(notebook, tmp_path, kind):
+    scene().save(tmp_path / "photo", kind, exif=b"Exif\0\0rubbish")
+    assert_looks_like(notebook.read_image(tmp_path / "photo"), scene())
+
+
+@pytest.mark.parametrize("longest", [None, 60])
+def test_a_cut_out_lies_on_white_paper_without_a_fringe(notebook, tmp_path, longest):
+    cut_out = np.zeros((200, 200, 4), "uint8")
+    cut_out[50:150, 50:150] = 255, 0, 0, 255
+    Image.fromarray(cut_out).save(tmp_path / "cut_out.png")
+    image = notebook.read_image(tmp_path / "cut_out.png", longest)
+    assert (image[0, 0] == 255).all() and image[..., 0].min() > 250
+    assert image[len(image) // 2, len(image) // 2].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_a_png_of_16_bits_is_as_bright_as_the_bits_in_use(notebook, tmp_path, bits):
+    gray = np.linspace(0, 2**bits - 1, 6400).reshape(80, 80).astype("uint16")
+    Image.fromarray(gray).save(tmp_path / "deep.png")
+    image = notebook.read_image(tmp_path / "deep.png")
+    expected = gray[..., None] / (2**bits - 1) * np.full(3, 255)
+    np.testing.assert_allclose(image, expected, atol=1.5)
+
+
+@pytest.mark.parametrize("name", ["x.heic", "x.HEIC", "IMG_1.JPG"])
+def test_heic_is_read_whatever_its_name(notebook, tmp_path, name):
+    (tmp_path / name).write_bytes(zlib.decompress(HEIC))
+    assert_looks_like(notebook.read_image(tmp_path / name), scene())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_photos_of_every_kind_are_read(notebook, tmp_path, kind):
+    many, more = kind in ("GIF", "MPO"), [Image.new("RGB", (64, 64), "lime")]
+    scene().save(tmp_path / "photo", kind, save_all=many, append_images=more)
+    assert_looks_like(notebook.read_image(tmp_path / "photo"), scene())
+
+
+def test_a_folder_goes_on_past_what_cannot_be_read(notebook, tmp_path):
+    Image.effect_noise((64, 64), 90).save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    bad = {"cut.jpg": whole[: len(whole) // 2], "empty.jpg": b"", "text.jpg": b"none"}
+    for name, content in {**bad, "z.jpg": whole}.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder.jpg").mkdir()
+    found = dict(notebook.localize_folder(sorted(tmp_path.iterdir())))
+    good = {path.name for path, r in found.items() if hasattr(r, "cam")}
+    assert good == {"a.jpg", "z.jpg"} and len(found) == 6
+    for name in [*bad, "folder.jpg"]:
+        assert f"{name} cannot be read: " in str(found[tmp_path / name])
+        with pytest.raises(ValueError, match=f"{name} cannot be read: ."):
+            notebook.read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["koala", "german_shepherd", "bee"])
+def test_a_large_photo_has_the_map_of_its_array(notebook, tmp_path, name):
+    photo = Image.open(ROOT / "images" / f"{name}.jpg").resize((4000, 3000))
+    photo.save(path := tmp_path / "large.jpg", quality=95)
+    whole = notebook.localize(np.array(Image.open(path)))
+    small = notebook.localize(path, whole.class_index)
+    error = abs(small.cam - whole.cam) / np.ptp(whole.cam)
+    assert error.mean() < 0.01 and error.max() < 0.03
