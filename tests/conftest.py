@@ -3,12 +3,14 @@
 import copy
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 from matplotlib_inline.config import InlineBackend
 from nbclient import NotebookClient
 
@@ -38,9 +40,37 @@ def run(cells=None, **environment):
     return client.execute(env={**os.environ, **{k: str(v) for k, v in changed.items()}})
 
 
+def run_here(cells):
+    """What the cells print and show, after a run of them in this process."""
+    shell, said = InteractiveShell.instance(), []
+    for cell in cells:
+        skipped = "skip-execution" in cell.metadata.get("tags", [])
+        if cell.cell_type == "code" and not skipped:
+            with capture_output() as captured:
+                shell.run_cell(cell.source).raise_error()
+            shown = [output.data["text/plain"] for output in captured.outputs]
+            said.append([cell.id, captured.stdout, *shown])
+    return said
+
+
+@pytest.fixture(scope="session")
+def pool():
+    """Two places for runs in fresh kernels while other tests go on."""
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+@pytest.fixture(scope="session")
+def clean_run(pool):
+    """A run of all cells with the small network, still to be waited for."""
+    return pool.submit(run)
+
+
 @pytest.fixture(scope="session")
 def notebook():
-    """Module of all that the notebook defines, after one run with the small network."""
+    """Module of what the notebook defines, with the small network: part I, then the
+    others from the last to the second, so that none can need another one but part I.
+    `notebook.first` is what part I said."""
     plt.switch_backend("Agg")
     shell = InteractiveShell.instance()
     shell.configurables.append(InlineBackend.instance(parent=shell))
@@ -49,8 +79,7 @@ def notebook():
         patch.chdir(ROOT)
         patch.setenv("CAM_NETWORK", BUNDLED)
         patch.delenv("CAM_IMAGES", raising=False)
-        for cell in nbformat.read(NOTEBOOK, 4).cells:
-            skipped = "skip-execution" in cell.metadata.get("tags", [])
-            if cell.cell_type == "code" and not skipped:
-                shell.run_cell(cell.source).raise_error()
+        shell.user_module.first = run_here(part(0) + part(1))
+        for number in (5, 4, 3, 2):
+            run_here(part(number))
         yield shell.user_module

@@ -1,7 +1,6 @@
 """Networks of every kind: each is opened, refined or refused as it should be."""
 
 import ast
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import keras
@@ -178,24 +177,23 @@ LABELS = [["cat", "dög"], [f"class {c}" for c in range(10)], ["a", "b", "c"]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def books(tmp_path_factory):
+def books(tmp_path_factory, pool, clean_run):
     """Runs of the whole notebook with networks of one's own, begun before they count."""
     cells = nbformat.read(NOTEBOOK, 4).cells + [nbformat.v4.new_code_cell("labels")]
-    with ThreadPoolExecutor(2) as pool:
-        started = {}
-        for kind, (side, units, activation, policy, names) in OWN.items():
-            path = tmp_path_factory.mktemp("own") / "own.keras"
-            keras.config.set_dtype_policy(policy)
-            pixels = keras.Input((side, side, 3))
-            scaled = layers.Rescaling(1 / 255)(pixels)
-            convs = [layers.Conv2D(8, 3, 2, "same", activation="relu") for _ in "123"]
-            end = head(keras.Sequential(convs)(scaled), units, activation)
-            keras.Model(pixels, end).save(path)
-            keras.config.set_dtype_policy("float32")
-            if names:
-                path.with_suffix(".txt").write_bytes(names)
-            started[kind] = pool.submit(run, cells, CAM_NETWORK=path)
-        yield started
+    started = {}
+    for kind, (side, units, activation, policy, names) in OWN.items():
+        path = tmp_path_factory.mktemp("own") / "own.keras"
+        keras.config.set_dtype_policy(policy)
+        pixels = keras.Input((side, side, 3))
+        scaled = layers.Rescaling(1 / 255)(pixels)
+        convs = [layers.Conv2D(8, 3, 2, "same", activation="relu") for _ in range(3)]
+        end = head(keras.Sequential(convs)(scaled), units, activation)
+        keras.Model(pixels, end).save(path)
+        keras.config.set_dtype_policy("float32")
+        if names:
+            path.with_suffix(".txt").write_bytes(names)
+        started[kind] = pool.submit(run, cells, CAM_NETWORK=path)
+    return started
 
 
 @pytest.mark.parametrize(("kind", "labels"), zip(OWN, LABELS))
