@@ -67,10 +67,10 @@ def clean_run(pool):
 
 
 @pytest.fixture(scope="session")
-def notebook():
+def notebook(clean_run):
     """Module of what the notebook defines, with the small network: part I, then the
     others from the last to the second, so that none can need another one but part I.
-    `notebook.first` is what part I said."""
+    `notebook.part_one_said` is what part I said."""
     plt.switch_backend("Agg")
     shell = InteractiveShell.instance()
     shell.configurables.append(InlineBackend.instance(parent=shell))
@@ -79,7 +79,7 @@ def notebook():
         patch.chdir(ROOT)
         patch.setenv("CAM_NETWORK", BUNDLED)
         patch.delenv("CAM_IMAGES", raising=False)
-        shell.user_module.first = run_here(part(0) + part(1))
+        shell.user_module.part_one_said = run_here(part(0) + part(1))
         for number in (5, 4, 3, 2):
             run_here(part(number))
         yield shell.user_module

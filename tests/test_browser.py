@@ -1,5 +1,6 @@
 """The explorer in JupyterLab and Chromium, used as a person uses it."""
 
+import base64
 import contextlib
 import io
 import os
@@ -17,8 +18,10 @@ from PIL import Image
 from playwright.sync_api import Error, expect, sync_playwright
 
 expect.set_options(timeout=60_000)
-BYTES = """image => image.decode().then(() => fetch(image.src))
-    .then(file => file.arrayBuffer()).then(bytes => [...new Uint8Array(bytes)])"""
+BASE64 = """image => image.decode().then(() => fetch(image.src))
+    .then(file => file.arrayBuffer())
+    .then(bytes => btoa(new Uint8Array(bytes).reduce(
+        (text, byte) => text + String.fromCharCode(byte), "")))"""
 
 
 def wait_until(condition):
@@ -66,7 +69,7 @@ def page(address, tmp_path):
 
 def halves(picture):
     """The photo and the heat beside it, as the browser has them."""
-    jpeg = io.BytesIO(bytes(picture.evaluate(BYTES)))
+    jpeg = io.BytesIO(base64.b64decode(picture.evaluate(BASE64)))
     return np.hsplit(np.array(Image.open(jpeg), float), 2)
 
 

@@ -95,7 +95,7 @@ def test_served_weights_are_kept_and_then_not_asked_for(notebook, server, tmp_pa
     assert kept.read_bytes() == server.content and len(server.asked) == asked > 0
 
 
-@pytest.mark.parametrize(("server", "reason"), TROUBLES.items(), indirect=["server"])
+@pytest.mark.parametrize(("server", "reason"), [*TROUBLES.items()], indirect=["server"])
 def test_auto_names_a_trouble_that_resnet50_raises(notebook, server, reason, capsys):
     with ThreadPoolExecutor() as pool:
         strict = pool.submit(notebook.load_network, "resnet50")

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import BUNDLED, ROOT
+from conftest import ROOT
 from PIL import Image
 from scipy.ndimage import center_of_mass, zoom
 from scipy.special import softmax
@@ -193,20 +193,6 @@ def test_the_box_of_a_large_photo_is_in_its_own_pixels(notebook, tmp_path, orien
     assert notebook.iou(np.array(box) / 4, small_box) > 0.7
 
 
-@pytest.fixture(scope="module", params=[(BUNDLED, 5, 0.055), (RESNET50, 8.5, 0.09)])
-def network(notebook, request):
-    """Model of a network in the notebook's place, and what its boxes should gain."""
-    path, *gains = request.param
-    if not path:
-        pytest.skip("CAM_TEST_RESNET50 names no network")
-    names, net = ["model", "W", "b", "sharp_model"], notebook.load_network(path)
-    values = *notebook.open_network(net), notebook.finer(net, (224, 224, 3))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in zip(names, values, strict=True):
-            patch.setattr(notebook, name, value)
-        yield values[0], *gains
-
-
 def drawn_boxes(folder):
     """{(file, class index): boxes} of a folder's boxes.csv."""
     truth = defaultdict(list)
@@ -217,33 +203,32 @@ def drawn_boxes(folder):
     return truth
 
 
-@pytest.mark.parametrize("network", [(RESNET50, 0, 0)], indirect=True)
-def test_resnet50_knows_the_photos_and_looks_at_the_objects(notebook, network):
+@pytest.mark.skipif(not RESNET50, reason="CAM_TEST_RESNET50 names no network")
+def test_resnet50_knows_the_photos_and_looks_at_the_objects(notebook, monkeypatch):
+    opened = notebook.open_network(notebook.load_network(RESNET50))
+    for name, value in zip(["model", "W", "b"], opened):
+        monkeypatch.setattr(notebook, name, value)
     truth, hits, right = drawn_boxes(ROOT / "images"), 0, set()
     for (name, c), boxes in truth.items():
         photo = notebook.read_image(ROOT / "images" / name)
-        if notebook.localize(photo, None, network[0]).class_index == c:
+        if notebook.localize(photo, None, opened[0]).class_index == c:
             right.add(name)
-        heat = notebook.upsample(
-            notebook.localize(photo, c, network[0]).cam, *photo.shape[:2]
-        )
+        cam = notebook.localize(photo, c, opened[0]).cam
+        heat = notebook.upsample(cam, *photo.shape[:2])
         y, x = np.unravel_index(heat.argmax(), heat.shape)
         hits += any(x0 <= x < x1 and y0 <= y < y1 for x0, y0, x1, y1 in boxes)
     assert len(right) >= 7 and len(truth) == 11 and hits >= 10
 
 
 @pytest.mark.skipif("CAM_TEST_PHOTOS" not in os.environ, reason="no photos with boxes")
-def test_boxes_are_better_than_those_of_the_plain_pipeline(notebook, network):
-    folder, (model, points, gain) = Path(os.environ["CAM_TEST_PHOTOS"]), network
-    overlaps = []
+def test_boxes_are_better_than_those_of_the_plain_pipeline(notebook):
+    folder, overlaps = Path(os.environ["CAM_TEST_PHOTOS"]), []
     for (name, c), boxes in drawn_boxes(folder).items():
         photo = notebook.read_image(folder / "images" / name)
-        plain = notebook.cam_to_box(
-            zoom(notebook.localize(photo, c, model).cam, 32, order=1)
-        )
+        plain = notebook.cam_to_box(zoom(notebook.localize(photo, c).cam, 32, order=1))
         scale = np.tile(photo.shape[1::-1], 2) / 224
         found = plain * scale, notebook.find_box(photo, c)
         overlaps.append([max(notebook.iou(box, b) for b in boxes) for box in found])
     before, after = np.transpose(overlaps)
-    assert 100 * ((after >= 0.5).mean() - (before >= 0.5).mean()) >= points
-    assert after.mean() - before.mean() >= gain
+    assert (after >= 0.5).mean() - (before >= 0.5).mean() >= 0.05
+    assert after.mean() - before.mean() >= 0.055

@@ -52,7 +52,7 @@ def test_it_is_stored_clean_after_one_run_in_order():
 
 
 def test_part_one_says_the_same_again_after_everything_else(notebook):
-    assert run_here(part(0) + part(1)) == notebook.first
+    assert run_here(part(0) + part(1)) == notebook.part_one_said
 
 
 def test_a_large_folder_is_listed_drawn_in_part_and_saved(
@@ -83,9 +83,8 @@ def test_the_explorer_finds_classes_by_parts_of_their_names(notebook):
     other, other_words = notebook.explore(path, "MOUNTAIN bik")
     assert "German shepherd" in words and "mountain bike" in other_words
     assert winner.shape == other.shape and (winner != other).any()
-    for name, count in [("bicycle", "3"), ("no such class", "0")]:
-        with pytest.raises(ValueError, match=f"{count} classes match"):
-            notebook.explore(path, name)
+    with pytest.raises(ValueError, match="0 classes match"):
+        notebook.explore(path, "no such class")
 
 
 def test_the_exported_network_gives_the_same_maps_over_a_folder(notebook):
