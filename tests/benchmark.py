@@ -97,7 +97,8 @@ def keras_peer(row, file, photo, view):
         return {"run": lambda: cam(CategoricalScore(0), np.float32(view))}
     from tf_explain.core.grad_cam import GradCAM
 
-    return {"run": lambda: GradCAM().explain((view, None), network, 0)}
+    layer = network.layers[-3].name
+    return {"run": lambda: GradCAM().explain((view, None), network, 0, layer)}
 
 
 def torch_peer(row, file, photo, view):
@@ -110,7 +111,7 @@ def torch_peer(row, file, photo, view):
     if row == "pytorch-grad-cam GradCAM":
         from pytorch_grad_cam import GradCAM
 
-        return {"run": partial(GradCAM(network, [network.layer4[-1]]), pixels)}
+        return {"run": partial(GradCAM(network, [network.layer4[-1]]), pixels, None)}
     if row == "torchcam CAM":
         from torchcam.methods import CAM
 
@@ -180,7 +181,7 @@ def write_photos(folder, megapixels):
         image = cv2.resize(image, None, fx=scale, fy=scale)
         noise = cv2.randn(np.zeros(image.shape, "int16"), 0, 5)
         path = f"{folder}/{megapixels}_{number}.jpg"
-        cv2.imwrite(path, np.clip(image + noise, 0, 255))
+        cv2.imwrite(path, np.uint8(np.clip(image + noise, 0, 255)))
         yield path
 
 

@@ -13,7 +13,7 @@ import os
 import time
 from collections import defaultdict
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import cv2
 import numpy as np
@@ -26,7 +26,8 @@ def run_notebook(network, also="find_box"):
     """What parts I and II of the notebook define, and the cell of one more function."""
     os.environ |= {"CAM_NETWORK": str(network), "MPLBACKEND": "agg"}
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    shell, in_time = InteractiveShell.instance(), True
+    shell = InteractiveShell.instance(user_module=ModuleType("lesson"))
+    in_time = True
     text = Path("cam_localization.ipynb").read_text("utf8")
     for cell in json.loads(text)["cells"]:
         source = "".join(cell["source"])
