@@ -104,11 +104,9 @@ def compare(network):
         save(network, f"{folder}/rebuilt.keras")
         rebuilt = keras.models.load_model(f"{folder}/rebuilt.keras")
     shipped = keras.models.load_model(SHIPPED)
-    if rebuilt.get_config() != shipped.get_config():
-        raise SystemExit("The layers differ.")
-    for new, old in zip(rebuilt.weights, shipped.weights, strict=True):
-        if not np.array_equal(new.numpy(), old.numpy()):
-            raise SystemExit(f"This weight differs: {old.path}")
+    assert rebuilt.get_config() == shipped.get_config(), "The layers differ."
+    for new, old in zip(rebuilt.get_weights(), shipped.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
     print(f"All {len(shipped.weights)} weights are equal.")
 
 
@@ -123,7 +121,6 @@ def main():
     if arguments.compare:
         return compare(network)
     save(network, arguments.output)
-    print(f"Wrote {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     pip install -r requirements.txt -r tests/benchmark-requirements.txt
     python3 tests/benchmark.py [--repeats 7] [--memory]
 
-Run it in the project's folder; it takes about 10 GB of memory. Each row lives in a
-process of its own that waits without spinning, and the processes take turns.
+Run it in the project's folder with 10 GB of memory. Each row lives in a process of
+its own that waits without spinning; all take turns on one photo at the network's size.
 """
 
 import argparse
@@ -32,14 +32,14 @@ OURS, EXPORTED, BOX = "ours (TensorFlow)", "ours, exported (OpenVINO)", "find_bo
 state = {}
 
 
-def ours(row, file, photo, view):
+def ours(row, file, view):
     """What is timed of the notebook's own functions."""
     n = run_notebook(file, "export")
     model = n.export(f"{file}.xml") if row == EXPORTED else n.model
     views = [*view] * BATCH
     [features], [scores] = n.forward(view, model)
     return {
-        "run": lambda: n.upsample(n.localize(photo, model=model).cam, *SIZE),
+        "run": lambda: n.upsample(n.localize(view[0], model=model).cam, *SIZE),
         "read": lambda *paths: [n.view_of(n.load(path)) for path in paths],
         "pass": lambda: model.predict_on_batch(view),
         "finish": lambda: n.upsample(n.explain(features, scores).cam, *SIZE),
@@ -48,7 +48,7 @@ def ours(row, file, photo, view):
     }
 
 
-def find_box(row, file, photo, view):
+def find_box(row, file, view):
     """The notebook's box; weights that make a spot give GrabCut something to decide."""
     n = run_notebook(file)
     [maps], _ = n.forward(view, n.sharp_model)
@@ -59,14 +59,14 @@ def find_box(row, file, photo, view):
     mask = np.uint8([0, 2, 3, 1])[n.box_stages(view[0], 0)[1]]
     cut = [view[0], mask, None, *np.zeros((2, 1, 65)), 1, cv2.GC_INIT_WITH_MASK]
     return {
-        "run": lambda: n.find_box(photo, 0),
+        "run": lambda: n.find_box(view[0], 0),
         "finer network": lambda: n.forward(view, n.sharp_model),
         "GrabCut": lambda: cv2.grabCut(*copy.deepcopy(cut)),
     }
 
 
-def keras_peer(row, file, photo, view):
-    """What runs another way to a map with Keras, from the photo at its size."""
+def keras_peer(row, file, view):
+    """What runs another way to a map with Keras, from the view."""
     import keras
     import tensorflow as tf
 
@@ -101,7 +101,7 @@ def keras_peer(row, file, photo, view):
     return {"run": lambda: GradCAM().explain((view, None), network, 0, layer)}
 
 
-def torch_peer(row, file, photo, view):
+def torch_peer(row, file, view):
     """What runs torchvision's ResNet-50, with the photo at its size."""
     import torch
     from torchvision.models import resnet50
@@ -131,8 +131,7 @@ def torch_peer(row, file, photo, view):
     return {"run": lambda: session.run(None, inputs)}
 
 
-ONNX, OPENVINO = "bare pass: ONNX Runtime", "bare pass: OpenVINO"
-BARE = "bare pass: Keras predict_on_batch"
+ONNX, OPENVINO, BARE = "ONNX Runtime, bare", "OpenVINO, bare", "Keras, bare"
 KERAS = "original tutorial", "keras.io Grad-CAM", "tf-keras-vis GradCAM"
 BUILDERS = {OURS: ours, EXPORTED: ours, BOX: find_box}
 BUILDERS |= dict.fromkeys((*KERAS, "tf-explain GradCAM"), keras_peer)
@@ -143,19 +142,19 @@ ROWS |= {BARE: (OURS, "pass"), OPENVINO: (EXPORTED, "pass")}
 
 
 def measure(file, row, command, *arguments):
-    """Seconds (the median of three if short), memory; runs in the row's process."""
+    """Seconds (median after a first call, if short), memory; in the row's process."""
     if not state:
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         photo = cv2.imread("images/german_shepherd.jpg")[..., ::-1].copy()
         view = cv2.resize(photo, SIZE, interpolation=cv2.INTER_AREA)[None]
-        state.update(BUILDERS[row](row, file, photo, view))
+        state.update(BUILDERS[row](row, file, view))
     seconds = []
-    while len(seconds) < 3 and sum(seconds) < 2:
+    while len(seconds) < 6 and sum(seconds) < 2:
         start = time.perf_counter()
         state[command](*arguments)
         seconds.append(time.perf_counter() - start)
-    return median(seconds), psutil.Process().memory_info().rss / 1e6
+    return median(seconds[1:] or seconds), psutil.Process().memory_info().rss / 1e6
 
 
 def take_turns(jobs, file):
@@ -206,8 +205,8 @@ def report(s, failures, small, large):
         print(line("exported / bare", ratios[EXPORTED] / ratios[OPENVINO], "1.15"))
     for row in (x for x in (OURS, EXPORTED) if x not in failures):
         one, twelve = (s[(row, "folder", *paths)] for paths in (small, large))
-        print(line(f"{row}: photos a second, 1 MP", PHOTOS / one, ""))
-        print(line(f"{row}: photos a second, 12 MP", PHOTOS / twelve, ""))
+        for megapixels, took in {1: one, 12: twelve}.items():
+            print(line(f"{row}: photos a second, {megapixels} MP", PHOTOS / took, ""))
         print(line(f"{row}: 12 MP / 1 MP", twelve / one, "1.6"))
         together = s[row, "batches"] + s[(OURS, "read", *small)]
         print(line(f"{row}: folder / its parts", one / together, "1.1"))
@@ -222,7 +221,7 @@ def main():
     parser.add_argument("--memory", action="store_true")
     options = parser.parse_args()
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"), THREADS)
-    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(THREADS)])
     from keras import Input, applications
@@ -242,7 +241,7 @@ def main():
         s, memory, failures = take_turns(first + plan * (options.repeats + 1), file)
     print(f"ResNet-50, random weights, one photo, {THREADS} threads; ratios of medians")
     report(s, failures, small, large)
-    if options.memory:
+    if first:
         growth = memory[first[1]] - memory[first[0]]
         print(f"memory, from the 50th to the 1,000th photo: {growth:+.0f} MB")
 
