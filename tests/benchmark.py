@@ -57,7 +57,8 @@ def find_box(row, file, view):
     n.W[:] = 0
     n.W[:, 0] = np.linalg.lstsq(np.float64(maps.reshape(-1, len(n.W))), spot.ravel())[0]
     mask = np.uint8([0, 2, 3, 1])[n.box_stages(view[0], 0)[1]]
-    cut = [view[0], mask, None, *np.zeros((2, 1, 65)), 1, cv2.GC_INIT_WITH_MASK]
+    small = cv2.resize(view[0], mask.shape, interpolation=cv2.INTER_AREA)
+    cut = [small, mask, None, *np.zeros((2, 1, 65)), 1, cv2.GC_INIT_WITH_MASK]
     return {
         "run": lambda: n.find_box(view[0], 0),
         "finer network": lambda: n.forward(view, n.sharp_model),
@@ -97,8 +98,8 @@ def keras_peer(row, file, view):
         return {"run": lambda: cam(CategoricalScore(0), np.float32(view))}
     from tf_explain.core.grad_cam import GradCAM
 
-    layer = network.layers[-3].name
-    return {"run": lambda: GradCAM().explain((view, None), network, 0, layer)}
+    explain = GradCAM().explain
+    return {"run": lambda: explain((view, None), network, 0, "conv5_block3_out")}
 
 
 def torch_peer(row, file, view):
@@ -236,8 +237,7 @@ def main():
             plan += [(row, "folder", *small), (row, "folder", *large), (row, "batches")]
         plan += [(OURS, "finish"), (OURS, "read", *small)]
         plan += [(OURS, "read", path) for path in OWN_PHOTOS]
-        many = (small * PHOTOS)[:1000]
-        first = [(OURS, "folder", *x) for x in (many[:50], many[50:]) if options.memory]
+        first = [(OURS, "folder", *small[:25] * n) for n in (2, 38) if options.memory]
         s, memory, failures = take_turns(first + plan * (options.repeats + 1), file)
     print(f"ResNet-50, random weights, one photo, {THREADS} threads; ratios of medians")
     report(s, failures, small, large)

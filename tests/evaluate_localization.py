@@ -28,8 +28,7 @@ def run_notebook(network, also="find_box"):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     shell = InteractiveShell.instance(user_module=ModuleType("lesson"))
     in_time = True
-    text = Path("cam_localization.ipynb").read_text("utf8")
-    for cell in json.loads(text)["cells"]:
+    for cell in json.loads(Path("cam_localization.ipynb").read_bytes())["cells"]:
         source = "".join(cell["source"])
         in_time = in_time and "# Part III" not in source
         if cell["cell_type"] == "code" and (in_time or f"def {also}(" in source):
@@ -56,7 +55,8 @@ def apply_rules(n, view, c):
     yield "original pipeline", n.cam_to_box(plain), lambda: plain
     aligned = n.upsample(n.localize(view, c).cam, *n.input_size)
     yield "paper's rule", n.cam_to_box(aligned), lambda: aligned
-    yield "find_box", n.find_box(view, c), lambda: n.box_stages(view, c)[0]
+    box, size = n.find_box(view, c), view.shape[1::-1]
+    yield "find_box", box, lambda: cv2.resize(n.box_stages(view, c)[0], size)
 
 
 def best_per_threshold(n, heat, boxes):
