@@ -35,7 +35,7 @@ state = {}
 def ours(row, file, view):
     """What is timed of the notebook's own functions."""
     n = run_notebook(file, "export")
-    model = n.export(f"{file}.xml") if row == EXPORTED else n.model
+    model = n.export(f"{file}_exported") if row == EXPORTED else n.model
     views = [*view] * BATCH
     [features], [scores] = n.forward(view, model)
     return {
