@@ -89,9 +89,9 @@ def test_explorer_follows_its_user(page, tmp_path):
     source = shutil.copy(ROOT / "images/dog_bicycle.jpg", tmp_path / "images/new.jpg")
     slider.press("ArrowRight")
     photo.select_option("images/new.jpg")
-    wait_until(lambda: halves(picture)[0].shape == (375, 500, 3))
+    wait_until(lambda: halves(picture)[0].shape == (576, 768, 3))
     left, winner = halves(picture)
-    assert abs(left - np.array(Image.open(source).resize((500, 375)))).mean() < 8
+    assert abs(left - np.array(Image.open(source).resize((768, 576)))).mean() < 8
 
     name.press_sequentially("ountain BI")
     expect(explorer).to_contain_text("mountain bike: ")
