@@ -65,7 +65,7 @@ def draw_idea(ns):
     text(0.672, 0.72, f"sum + bias\n= logit {logit}", bbox=FRAME)
     arrow((0.745, 0.72), (0.80, 0.72))
     text(0.885, 0.72, ns["imagenet_names"][ns["winner"]], bbox=FRAME)
-    arrow((0.53, 0.16), (0.66, 0.24))
+    arrow((0.335, 0.13), (0.66, 0.17))
     text(0.592, 0.07, "same weights,\nwhole maps")
     picture(0.675, 0.06, 0.40, ns["cam"], "class activation map", cmap="inferno")
     arrow((0.885, 0.36), (0.885, 0.64))
