@@ -32,7 +32,7 @@ UNSET = rb', "(quantization_config|input_axes|output_axes)": null'
 
 def build_network():
     """Return EfficientNet-Lite0 with random weights: pixels in, probabilities out."""
-    image = keras.Input((None, None, 3), name="image")
+    image = keras.Input((224, 224, 3), name="image")
     x = layers.Rescaling(1 / 128, offset=-127 / 128, name="rescaling")(image)
     x = layers.Conv2D(32, 3, strides=2, padding="same", name="stem_conv")(x)
     x = layers.ReLU(6.0, name="stem_relu")(x)

@@ -1,4 +1,4 @@
-"""Networks of every kind: each is opened, refined or refused as it should be."""
+"""Networks of every kind: each is opened, made plain, refined or refused as it should."""
 
 import ast
 from functools import partial
@@ -13,30 +13,27 @@ from keras.applications.mobilenet_v2 import preprocess_input
 from scipy.special import expit, softmax
 
 
-def dense(x, units=5, activation="softmax"):
-    """A dense layer of random weights behind dropout."""
+def dense(x, units=5, activation="softmax", rank=None):
+    """A dense layer of random weights behind dropout, adapted by weights of a low rank."""
     random = keras.initializers.RandomNormal(0, 0.05, seed=1)
-    layer = layers.Dense(units, activation, kernel_initializer=random)
-    return layer(layers.Dropout(0.5)(x))
+    layer = layers.Dense(units, activation, True, random, random)
+    x = layer(layers.Dropout(0.5)(x))
+    if rank:
+        layer.enable_lora(rank)
+        layer.lora_kernel_b.assign(0.1 * np.ones(layer.lora_kernel_b.shape))
+    return x
 
 
-def head(x, *options):
+def head(x, *options, between=lambda x: x):
     """Global average pooling and a dense layer."""
-    return dense(layers.GlobalAveragePooling2D()(x), *options)
+    return dense(between(layers.GlobalAveragePooling2D()(x)), *options)
 
 
 def convolution(x, use_bias=True):
     """A head as in MobileNet: a 1 x 1 convolution of the pooled maps."""
-    x = layers.GlobalAveragePooling2D(keepdims=True)(x)
-    x = layers.Conv2D(5, 1, use_bias=use_bias)(x)
-    return layers.Softmax()(layers.Flatten()(x))
-
-
-def normalized(x):
-    """Pixels through a layer that has learned the mean and variance of some."""
-    layer = layers.Normalization()
-    layer.adapt(np.random.default_rng(0).normal(50, 2, (9, 4, 4, 3)))
-    return layer(x)
+    x = layers.Dropout(0.1)(layers.GlobalAveragePooling2D(keepdims=True)(x))
+    x = layers.Conv2D(5, 1, use_bias=use_bias, bias_initializer="random_normal")(x)
+    return layers.Activation("softmax")(layers.Reshape((5,))(x))
 
 
 def same(x):
@@ -45,21 +42,31 @@ def same(x):
 
 
 # What is in front of a trained network, at its end, and behind it.
+RANDOM = keras.initializers.RandomUniform(0.5, 2, seed=1)
+STATISTICS = {f"moving_{x}_initializer": RANDOM for x in ("mean", "variance")}
+NORMALIZED = partial(head, between=layers.BatchNormalization(**STATISTICS))
+INNER = keras.Sequential([layers.ReLU(), layers.GlobalAveragePooling2D()])
 KINDS = {
     "pooling outside": (same, same, head),
     "pooling inside": (same, layers.GlobalAveragePooling2D(), dense),
+    "two levels deep": (same, keras.Sequential([INNER]), dense),
     "trained network behind scaling": (layers.Rescaling(0.5, 60), head, same),
     "logits, then softmax": (same, lambda x: head(x, 5, None), layers.Softmax()),
+    "logits": (same, same, lambda x: head(x, 5, None)),
     "augmentation": (keras.Sequential([layers.RandomFlip()]), same, head),
     "labels": (same, same, lambda x: head(x, 4, "sigmoid")),
-    "normalization": (normalized, same, head),
+    "normalization": (layers.Normalization(mean=50, variance=4), same, head),
     "operations": (preprocess_input, same, head),
     "convolution": (same, same, convolution),
     "convolution without bias": (same, same, partial(convolution, use_bias=False)),
+    "low rank": (same, same, lambda x: head(x, 5, "softmax", 2)),
+    "same names": (layers.Conv2D(3, 1, name="block1a_project"), same, head),
+    "batch normalization": (same, same, NORMALIZED),
     "sigmoid": (same, same, lambda x: head(x, 1, "sigmoid")),
     "linear": (same, same, lambda x: head(x, 1, "linear")),
 }
-HALF = [("pooling outside", "mixed_float16"), ("pooling inside", "mixed_bfloat16")]
+HALF = {"pooling outside": "mixed_float16", "pooling inside": "mixed_bfloat16"}
+CASES = [*((kind, "float32") for kind in KINDS), *HALF.items()]
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +85,13 @@ def base():
 
 def build(base, kind, policy="float32"):
     """A network of a kind around the trained base, and one that gives its maps."""
-
-    def copy(layer):
-        return type(layer).from_config({**layer.get_config(), "dtype": policy})
-
     front, end, behind = KINDS[kind]
     keras.config.set_dtype_policy(policy)
-    twin = keras.models.clone_model(base, clone_function=copy)
+    twin = keras.models.clone_model(
+        base,
+        keras.Input((96, 96, 3)),
+        lambda x: type(x).from_config({**x.get_config(), "dtype": policy}),
+    )
     twin.set_weights(base.get_weights())
     pixels = keras.Input((96, 96, 3))
     ready = front(pixels)
@@ -94,104 +101,99 @@ def build(base, kind, policy="float32"):
     return pair
 
 
-def expected_map(network, maps_of, views):
-    """Maps of all classes, from a network's own last kernel."""
-    kernel = [w for w in network.get_weights() if w.ndim > 1][-1]
-    return np.float32(maps_of.predict_on_batch(views)) @ kernel.reshape(
-        maps_of.output.shape[-1], -1
-    )
-
-
-@pytest.mark.parametrize(
-    ("kind", "policy"), [*((kind, "float32") for kind in list(KINDS)[:-2]), *HALF]
-)
-def test_the_maps_of_any_network_add_up_to_its_scores(
-    notebook, base, views, kind, policy
-):
+@pytest.mark.parametrize(("kind", "policy"), CASES)
+def test_a_network_made_plain_is_itself(notebook, base, views, tmp_path, kind, policy):
     network, maps_of = build(base, kind, policy)
     own, config = network.predict_on_batch(views), network.to_json()
-    model, W, b = notebook.open_network(network)
-    features, scores = notebook.forward(views, model)
-    expected = expected_map(network, maps_of, views)
-    step = 1e-3 if policy == "float32" else 0.02
-    np.testing.assert_allclose(features @ W, expected, atol=step * np.ptp(expected))
-    link = expit if kind == "labels" else partial(softmax, axis=1)
-    ours = link(features.mean(axis=(1, 2)) @ W + b)
-    for found in (ours, scores):
-        np.testing.assert_allclose(found, np.float32(own), atol=step)
+    notebook.make_plain(network).save(tmp_path / "plain.keras")
     assert network.to_json() == config
     np.testing.assert_array_equal(network.predict_on_batch(views), own)
+    plain = keras.models.load_model(tmp_path / "plain.keras")
+    model, W, b = notebook.open_network(plain)
+    features, scores = model.predict_on_batch(views)
+    expected = np.float32(maps_of.predict_on_batch(views))
+    step = 1e-3 if policy == "float32" else 0.02
+    np.testing.assert_allclose(features, expected, atol=step * expected.max())
+    logits, own = features.mean(axis=(1, 2)) @ W + b, np.float32(own)
+    if kind in ("logits", "linear"):
+        np.testing.assert_allclose(logits[:, -own.shape[1] :], own, atol=1e-3)
+        own = softmax(own, axis=1) if kind == "logits" else expit(own)
+    own = np.hstack([1 - own, own]) if own.shape[1] == 1 else own
+    ours = softmax(logits, axis=1) if len(b) == 5 else expit(logits)
+    np.testing.assert_allclose([scores, ours], [own, own], atol=step)
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "linear"])
-def test_one_unit_speaks_for_yes_and_its_negative_for_no(notebook, base, views, kind):
-    network, maps_of = build(base, kind)
-    own = network.predict_on_batch(views)
-    model, W, _ = notebook.open_network(network)
-    features, scores = notebook.forward(views, model)
-    no, yes = np.moveaxis(features @ W, -1, 0)
-    expected = expected_map(network, maps_of, views)[..., 0]
-    for found in (2 * yes, -2 * no):
-        np.testing.assert_allclose(found, expected, atol=1e-3 * np.ptp(expected))
-    chance = (own if kind == "sigmoid" else expit(own))[:, 0]
-    np.testing.assert_allclose(scores, np.transpose([1 - chance, chance]), atol=1e-3)
+class Scaling(keras.Model):
+    def predict_step(self, data):
+        return self(keras.ops.cast(data[0], "float32") / 255)
 
 
-@pytest.mark.parametrize("kind", ["flat", *list(KINDS)[:3]])
+REFUSED = {
+    "Dense -> Dropout -> Dense": {"end": lambda x: dense(head(x, 8, "relu"), 2)},
+    "Flatten": {"end": lambda x: dense(layers.Flatten()(x))},
+    "GlobalMaxPooling2D": {"end": lambda x: dense(layers.GlobalMaxPooling2D()(x))},
+    "LayerNorm": {"end": partial(head, between=layers.LayerNormalization())},
+    "CenterCrop": {"front": layers.CenterCrop(24, 24)},
+    "1 inputs and 2 outputs": {"end": lambda x: [head(x), head(x)]},
+    "32, 32, 1": {"channels": 1},
+    "predict": {"kind": Scaling},
+}
+
+
+def small(front=same, end=head, channels=3, kind=keras.Model, side=32):
+    pixels = keras.Input((side, side, channels))
+    return kind(pixels, end(layers.Conv2D(8, 3, 2, activation="relu")(front(pixels))))
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_has_no_map_is_refused_by_name(notebook, words):
+    network = small(**REFUSED[words])
+    for open_it, said in [(notebook.make_plain, words), (notebook.open_network, "25")]:
+        with pytest.raises(ValueError, match=said):
+            open_it(network)
+
+
+@pytest.mark.parametrize("kind", ["bundled", "pooling outside", "pooling inside"])
 def test_every_second_cell_of_the_finer_map_is_the_old_map(notebook, base, views, kind):
-    network = notebook.classifier if kind == "flat" else build(base, kind)[0]
-    models = notebook.open_network(network)[0], notebook.finer(network, (96, 96, 3))
-    (old, _), (fine, _) = [notebook.forward(views, model) for model in models]
+    network = notebook.classifier if kind == "bundled" else build(base, kind)[0]
+    plain = notebook.make_plain(network) if kind == "pooling inside" else network
+    model = notebook.open_network(plain)[0]
+    views = np.resize(views, (2, *model.input_shape[1:]))
+    both = (model, notebook.finer(model))
+    (old, _), (fine, _) = [x.predict_on_batch(views) for x in both]
     assert fine.shape[1:3] == (2 * old.shape[1], 2 * old.shape[2])
     errors = [abs(fine[:, y::2, x::2] - old).max() for y in (0, 1) for x in (0, 1)]
     assert min(errors) < 1e-3 * old.max()
 
 
-@pytest.mark.parametrize(
-    ("channels", "end", "words"),
-    [
-        (3, lambda x: dense(layers.Flatten()(x)), "Flatten"),
-        (3, lambda x: dense(layers.GlobalMaxPooling2D()(x)), "GlobalMaxPooling2D"),
-        (3, lambda x: dense(head(x, 8, "relu")), "Dense -> Dropout -> Dense"),
-        (1, head, "32, 32, 1"),
-    ],
-)
-def test_what_has_no_map_is_refused_by_name(notebook, channels, end, words):
-    pixels = keras.Input((32, 32, channels))
-    maps = layers.Conv2D(8, 3, activation="relu")(pixels)
-    with pytest.raises(ValueError, match=words):
-        notebook.open_network(keras.Model(pixels, end(maps)))
+def test_a_network_with_an_unknown_block_keeps_its_map(notebook):
+    block = type("Block", (layers.Layer,), {"call": lambda self, x: x[:, ::2, ::2]})
+    model = notebook.open_network(small(end=lambda x: head(block()(x))))[0]
+    assert notebook.finer(model) is model
 
 
-OWN = {
-    "one unit": (64, 1, "sigmoid", "float32", "cat\ndög\n".encode("utf-16")),
-    "ten classes": (32, 10, "softmax", "float32", None),
-    "half precision": (48, 3, "softmax", "mixed_float16", b"\xef\xbb\xbfa\nb\nc\n\n"),
-}
-LABELS = [["cat", "dög"], [f"class {c}" for c in range(10)], ["a", "b", "c"]]
+NAMES = ["a\nb\nc\nd\ne\n\n".encode("utf-8-sig"), "cat\ndög\n".encode("utf-16"), None]
+LABELS = [list("abcde"), ["cat", "dög"], [f"class {c}" for c in range(10)]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def books(tmp_path_factory, pool, clean_run):
+def books(tmp_path_factory, pool, notebook):
     """Runs of the whole notebook with networks of one's own, begun before they count."""
     cells = nbformat.read(NOTEBOOK, 4).cells + [nbformat.v4.new_code_cell("labels")]
-    started = {}
-    for kind, (side, units, activation, policy, names) in OWN.items():
-        path = tmp_path_factory.mktemp("own") / "own.keras"
-        keras.config.set_dtype_policy(policy)
-        pixels = keras.Input((side, side, 3))
-        scaled = layers.Rescaling(1 / 255)(pixels)
-        convs = [layers.Conv2D(8, 3, 2, "same", activation="relu") for _ in range(3)]
-        end = head(keras.Sequential(convs)(scaled), units, activation)
-        keras.Model(pixels, end).save(path)
-        keras.config.set_dtype_policy("float32")
-        if names:
-            path.with_suffix(".txt").write_bytes(names)
-        started[kind] = pool.submit(run, cells, CAM_NETWORK=path)
-    return started
+    scaling = layers.Rescaling(1 / 255)
+    unit = small(scaling, lambda x: head(x, 1, "sigmoid"), side=64)
+    nested = keras.Sequential([keras.Input((64, 64, 3)), unit])
+    tags = small(scaling, lambda x: head(x, 5, "sigmoid"), side=48)
+    own = [tags, notebook.make_plain(nested), small(scaling, lambda x: head(x, 10))]
+    paths = [tmp_path_factory.mktemp("own") / "own.keras" for _ in NAMES]
+    for network, path in zip(own, paths):
+        network.save(path)
+    for names, path in zip(NAMES[:2], paths):
+        path.with_suffix(".txt").write_bytes(names)
+    return [pool.submit(run, cells, CAM_NETWORK=path) for path in paths]
 
 
-@pytest.mark.parametrize(("kind", "labels"), [*zip(OWN, LABELS)])
-def test_the_whole_notebook_runs_with_a_network_of_ones_own(books, kind, labels):
-    [shown] = books[kind].result().cells[-1].outputs
-    assert ast.literal_eval(shown.data["text/plain"]) == labels
+@pytest.mark.parametrize("number", range(3))
+def test_the_whole_notebook_runs_with_a_network_of_ones_own(books, number):
+    [shown] = books[number].result().cells[-1].outputs
+    assert ast.literal_eval(shown.data["text/plain"]) == LABELS[number]
