@@ -1,78 +1,93 @@
-"""Draw overview.jpg and idea.png: python3 .github/pictures.py, in the top folder."""
+"""Draw overview.jpg, idea.png and thresholds.png: python3 .github/pictures.py, in the
+top folder. The last one is drawn from tests/evaluation.txt."""
 
 import os
+import sys
+from pathlib import Path
 
-os.environ |= {"CAM_NETWORK": "models/efficientnet_lite0.keras", "MPLBACKEND": "Agg"}
+sys.path.insert(0, "tests")
+os.environ["MPLBACKEND"] = "agg"
 
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
-from IPython.core.interactiveshell import InteractiveShell
+from evaluate_localization import BUNDLED, run_notebook
 
 FRAME = {"boxstyle": "round", "facecolor": "#dde8f4", "edgecolor": "#35618f"}
 
 
-def run_part_one():
-    """Globals of the notebook after its part I."""
-    shell = InteractiveShell.instance()
-    for cell in nbformat.read("cam_localization.ipynb", 4).cells:
-        if "# Part II: " in cell.source and cell.cell_type == "markdown":
-            return shell.user_ns
-        if cell.cell_type == "code":
-            shell.run_cell(cell.source).raise_error()
-
-
-def draw_overview(ns):
-    """Four photos with the heat of their most probable classes, on one scale."""
+def draw_overview(n):
+    """Four photos, each with the heat of its most probable class, on one scale."""
     panels = []
     for name in ("german_shepherd", "koala", "bison", "scarlet_macaw"):
-        image = ns["load"](f"images/{name}.jpg")
-        result = ns["localize"](image)
-        panels.append((image, result.cam, f"{result.label}: {result.probability:.0%}"))
-    ns["draw_maps"](panels)
+        photo = n.load(f"images/{name}.jpg")
+        r = n.localize(photo)
+        panels += [(photo, None, ""), (photo, r.cam, f"{r.label}: {r.probability:.0%}")]
+    n.draw(panels)
     plt.savefig(".github/overview.jpg", dpi=110, bbox_inches="tight")
 
 
-def draw_idea(ns):
+def draw_idea(n):
     """Feature maps -> means -> logit, and the same weights on whole maps."""
-    features, weights = ns["features"], ns["weights"][:, ns["winner"]]
-    figure = plt.figure(figsize=(11, 4.6))
+    features, weights = n.features, n.W[:, n.winner]
+    figure = plt.figure(figsize=(11, 5.2))
 
     def picture(x, y, size, pixels, title="", **options):
-        ax = figure.add_axes([x, y, size * 4.6 / 11, size])
+        ax = figure.add_axes([x, y, size * 5.2 / 11, size])
         ax.imshow(pixels, **options)
         ax.set(xticks=[], yticks=[], title=title)
 
     def text(x, y, words, **options):
         figure.text(x, y, words, ha="center", va="center", fontsize=12, **options)
 
-    def arrow(start, end):
-        style = {"arrowprops": {"arrowstyle": "-|>"}, "textcoords": "figure fraction"}
-        figure.axes[0].annotate("", end, start, "figure fraction", **style)
+    def arrow(start, end, **style):
+        style = {"arrowprops": {"arrowstyle": "-|>", **style}}
+        figure.axes[0].annotate(
+            "", end, start, "figure fraction", textcoords="figure fraction", **style
+        )
 
-    picture(0.005, 0.36, 0.32, ns["view"], "photo")
-    arrow((0.145, 0.52), (0.225, 0.52))
+    picture(0.005, 0.37, 0.29, n.view, "photo")
+    text(0.285, 0.96, "feature maps")
+    text(0.42, 0.95, "mean\n(GAP)")
+    text(0.50, 0.95, "class\nweight")
     for row, k in enumerate(np.argsort(features.mean((0, 1)) * weights)[[-1, -2, 0]]):
-        y = 0.68 - 0.285 * row
-        picture(0.235, y, 0.22, features[..., k], cmap="gray")
-        arrow((0.335, y + 0.11), (0.385, y + 0.11))
-        text(0.415, y + 0.11, f"{features[..., k].mean():.2f}", bbox=FRAME)
-        text(0.49, y + 0.11, f"× {weights[k]:+.2f}")
-        arrow((0.53, y + 0.11), (0.60, 0.72))
-    text(0.455, 0.94, "mean   class\n(GAP)  weight")
-    text(0.285, 0.05, f"… {len(weights):,} feature maps in all")
-    logit = f"{ns['logits'][ns['winner']]:.1f}"
-    text(0.672, 0.72, f"sum + bias\n= logit {logit}", bbox=FRAME)
-    arrow((0.745, 0.72), (0.80, 0.72))
-    text(0.885, 0.72, ns["imagenet_names"][ns["winner"]], bbox=FRAME)
-    arrow((0.335, 0.13), (0.66, 0.17))
-    text(0.592, 0.07, "same weights,\nwhole maps")
-    picture(0.675, 0.06, 0.40, ns["cam"], "class activation map", cmap="inferno")
-    arrow((0.885, 0.36), (0.885, 0.64))
-    text(0.925, 0.27, f"its mean + bias\n= {logit}")
+        y = 0.70 - 0.27 * row
+        arrow((0.148, 0.51), (0.228, y + 0.1))
+        picture(0.235, y, 0.20, features[..., k], cmap="gray")
+        arrow((0.335, y + 0.1), (0.387, y + 0.1))
+        text(0.42, y + 0.1, f"{features[..., k].mean():.2f}", bbox=FRAME)
+        text(0.50, y + 0.1, f"× {weights[k]:+.2f}")
+        arrow((0.54, y + 0.1), (0.665, 0.80))
+        arrow((0.335, y + 0.06), (0.672, 0.25), color="#b5482a", linestyle="--")
+    text(0.285, 0.09, "… and all others")
+    logit = f"{n.logits[n.winner]:.1f}"
+    text(0.735, 0.80, f"sum + bias\n= logit {logit}", bbox=FRAME)
+    arrow((0.805, 0.80), (0.855, 0.80))
+    text(0.93, 0.80, n.labels[n.winner].replace(" ", "\n"), bbox=FRAME)
+    text(0.56, 0.06, "the same weights,\nwhole maps", color="#b5482a")
+    picture(0.68, 0.05, 0.38, n.cam, cmap="inferno")
+    text(0.77, 0.475, "class activation map")
+    arrow((0.735, 0.51), (0.735, 0.71), color="#b5482a")
+    text(0.84, 0.60, "its mean + bias", color="#b5482a")
     figure.savefig(".github/idea.png", dpi=90)
 
 
+def draw_thresholds():
+    """Accuracy of the paper's rule over its threshold, from the evaluator's output."""
+    lines = [x.split() for x in Path("tests/evaluation.txt").read_text().splitlines()]
+    at = [x[:1] for x in lines].index(["threshold"])
+    thresholds, coarse, finer = (np.float64(x[1:]) for x in lines[at : at + 3])
+    [centered] = [float(x[1]) for x in lines if x[:1] == ["centered"]]
+    figure, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    ax.plot(thresholds, finer, "o-", color="#0072b2", label="paper's rule, finer map")
+    ax.plot(thresholds, coarse, "s--", color="#d55e00", label="paper's rule, 7 × 7")
+    ax.axhline(centered, color="0.4", label="centered box")
+    ax.set(xlabel="threshold, as a share of the maximum", ylabel="share with IoU ≥ 0.5")
+    ax.legend()
+    figure.savefig(".github/thresholds.png", dpi=90)
+
+
 if __name__ == "__main__":
-    draw_overview(run_part_one())
-    draw_idea(InteractiveShell.instance().user_ns)
+    lesson = run_notebook(BUNDLED)
+    draw_overview(lesson)
+    draw_idea(lesson)
+    draw_thresholds()

@@ -5,6 +5,7 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FunctionType
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -17,40 +18,47 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "cam_localization.ipynb"
 BUNDLED = "models/efficientnet_lite0.keras"
+code = nbformat.v4.new_code_cell
 
 
-def part(number):
-    """Cells of part I (1) to V (5) of the notebook, text and code."""
+def part(*numbers):
+    """Cells of the beginning (0) and of parts I (1) to V (5), text and code."""
     parts = [[]]
     for cell in nbformat.read(NOTEBOOK, 4).cells:
-        if cell.cell_type == "markdown" and re.search(
-            "^# Part ", cell.source, re.MULTILINE
-        ):
+        text = cell.cell_type == "markdown"
+        if text and re.search("^# Part ", cell.source, re.MULTILINE):
             parts.append([])
         parts[-1].append(cell)
-    return parts[number]
+    return [cell for number in numbers for cell in parts[number]]
 
 
-def run(cells=None, **environment):
-    """Notebook after a run of its cells in a fresh kernel; a cell's error is raised."""
+def run(cells, **environment):
+    """Cells after their run in a fresh kernel; a cell's error is raised."""
     book = nbformat.read(NOTEBOOK, 4)
-    book.cells = copy.deepcopy(book.cells if cells is None else cells)
+    book.cells = [copy.deepcopy(cell) for cell in cells if cell.cell_type == "code"]
     client = NotebookClient(book, timeout=900, resources={"metadata": {"path": ROOT}})
     changed = {"CAM_NETWORK": BUNDLED, **environment}
-    return client.execute(env={**os.environ, **{k: str(v) for k, v in changed.items()}})
+    client.execute(env={**os.environ, **{k: str(v) for k, v in changed.items()}})
+    return book.cells
 
 
 def run_here(cells):
-    """What the cells print and show, after a run of them in this process."""
-    shell, said = InteractiveShell.instance(), []
+    """Run cells in this process; those that a headless run skips are skipped."""
     for cell in cells:
         skipped = "skip-execution" in cell.metadata.get("tags", [])
         if cell.cell_type == "code" and not skipped:
-            with capture_output() as captured:
-                shell.run_cell(cell.source).raise_error()
-            shown = [output.data["text/plain"] for output in captured.outputs]
-            said.append([cell.id, captured.stdout, *shown])
-    return said
+            with capture_output():
+                InteractiveShell.instance().run_cell(cell.source).raise_error()
+
+
+def run_apart(notebook, *words, **changed):
+    """Names after the cells with any of some words were run in a copy of the notebook's
+    names, some of them changed, as `python -O` runs them."""
+    cells = [cell.source for cell in part(1, 4) if cell.cell_type == "code"]
+    source = "\n".join(c for c in cells if any(word in c for word in words))
+    names = {**vars(notebook), **changed}
+    FunctionType(compile(source, "cells", "exec", optimize=1), names)()
+    return names
 
 
 @pytest.fixture(scope="session")
@@ -60,26 +68,32 @@ def pool():
         yield executor
 
 
+NO_INTERNET = """import keras
+def offline(weights, input_tensor):
+    raise OSError("no internet")
+keras.applications.ResNet50 = offline"""
+
+
 @pytest.fixture(scope="session")
 def clean_run(pool):
-    """A run of all cells with the small network, still to be waited for."""
-    return pool.submit(run)
+    """A run without the internet, and parts I to III again, last cell first."""
+    cells = [code(NO_INTERNET), *part(*range(6)), *part(0, 1, 2, 3)[::-1]]
+    return pool.submit(run, cells, CAM_NETWORK="auto")
 
 
 @pytest.fixture(scope="session")
 def notebook(clean_run):
     """Module of what the notebook defines, with the small network: part I, then the
-    others from the last to the second, so that none can need another one but part I.
-    `notebook.part_one_said` is what part I said."""
+    others from the last to the second, so that none can need another one but part I."""
     plt.switch_backend("Agg")
     shell = InteractiveShell.instance()
     shell.configurables.append(InlineBackend.instance(parent=shell))
+    shell.enable_matplotlib = lambda gui=None: (gui, "agg")
     shell.events.register("post_run_cell", lambda result: plt.close("all"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("CAM_NETWORK", BUNDLED)
-        patch.delenv("CAM_IMAGES", raising=False)
-        shell.user_module.part_one_said = run_here(part(0) + part(1))
-        for number in (5, 4, 3, 2):
-            run_here(part(number))
+        for name in "CAM_IMAGES", "CAM_SAVE":
+            patch.delenv(name, raising=False)
+        run_here(part(0, 1, 5, 4, 3, 2))
         yield shell.user_module

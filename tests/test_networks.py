@@ -1,13 +1,12 @@
 """Networks of every kind: each is opened, made plain, refined or refused as it should."""
 
-import ast
 from functools import partial
 
 import keras
-import nbformat
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from conftest import BUNDLED, NOTEBOOK, ROOT, run
+from conftest import BUNDLED, ROOT, code, part, run, run_apart
 from keras import layers
 from keras.applications.mobilenet_v2 import preprocess_input
 from scipy.special import expit, softmax
@@ -145,12 +144,45 @@ def small(front=same, end=head, channels=3, kind=keras.Model, side=32):
     return kind(pixels, end(layers.Conv2D(8, 3, 2, activation="relu")(front(pixels))))
 
 
+@pytest.fixture(scope="module")
+def optimized(notebook):
+    """What sections 4 and 25 define, as `python -O` compiles it, without asserts."""
+    names = ("open_network", "unroll", "read_head", "rebuild", "make_plain")
+    return run_apart(notebook, *(f"def {name}(" for name in names))
+
+
 @pytest.mark.parametrize("words", REFUSED)
-def test_what_has_no_map_is_refused_by_name(notebook, words):
+def test_what_has_no_map_is_refused_by_name(optimized, words):
     network = small(**REFUSED[words])
-    for open_it, said in [(notebook.make_plain, words), (notebook.open_network, "25")]:
+    for name, said in [("make_plain", words), ("open_network", "section 25")]:
         with pytest.raises(ValueError, match=said):
-            open_it(network)
+            optimized[name](network)
+
+
+def test_after_the_four_names_are_given_anew_no_answer_is_a_mixture(
+    notebook, views, monkeypatch
+):
+    photo, network = views[0], small(end=lambda x: head(x, 3))
+    before = notebook.localize(photo), notebook.find_box(photo)
+    with monkeypatch.context() as patch:
+        opened = *notebook.open_network(network), ["cat", "dog", "bird"]
+        for name, value in zip(["model", "W", "b", "labels"], opened):
+            patch.setattr(notebook, name, value)
+        model, W, *_ = opened
+        view = notebook.view_of(photo)[None]
+        [scores], r = network.predict_on_batch(view), notebook.localize(photo)
+        assert r.label == opened[3][scores.argmax()] and r.cam.shape == (15, 15)
+        assert r.probability == pytest.approx(scores.max(), rel=1e-3)
+        [maps], _ = notebook.finer(model).predict_on_batch(view)
+        cam = notebook.finer_cam(photo)
+        np.testing.assert_allclose(cam, maps @ W[:, scores.argmax()], rtol=1e-5)
+        _, mask = notebook.follow_colors(view[0], cam)
+        box = np.array(notebook.cam_to_box(mask)) * 96 / 176
+        assert notebook.find_box(photo) == tuple(np.rint(box))
+        notebook.show_cam(photo)
+        assert f"{r.label}: " in plt.gcf().axes[1].get_title()
+    assert repr(notebook.localize(photo)) == repr(before[0])
+    assert notebook.find_box(photo) == before[1]
 
 
 @pytest.mark.parametrize("kind", ["bundled", "pooling outside", "pooling inside"])
@@ -172,28 +204,57 @@ def test_a_network_with_an_unknown_block_keeps_its_map(notebook):
     assert notebook.finer(model) is model
 
 
-NAMES = ["a\nb\nc\nd\ne\n\n".encode("utf-8-sig"), "cat\ndög\n".encode("utf-16"), None]
-LABELS = [list("abcde"), ["cat", "dög"], [f"class {c}" for c in range(10)]]
+FILES = {  # as stored, and what two classes are then called
+    "utf-16": ("cat\ndög\n".encode("utf-16"), ["cat", "dög"]),
+    "byte order mark": ("cat\r\ndög\r\n".encode("utf-8-sig"), ["cat", "dög"]),
+    "blank first line": (b"\ncat\ndog\n\n", ["cat", "dog"]),
+    "Windows": ("cat\ndög".encode("cp1252"), ["cat", "d\ufffdg"]),
+    "three": (b"cat\ndog\nbird", ["class 0", "class 1"]),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_class_names_are_read_from_a_file_beside_the_network(
+    notebook, tmp_path, capsys, kind
+):
+    content, expected = FILES[kind]
+    (tmp_path / "own.txt").write_bytes(content)
+    words, own = ("own_names =", "len(labels) != len(b)"), str(tmp_path / "own.keras")
+    names = run_apart(notebook, *words, network=own, b=[0, 0])
+    assert names["labels"] == expected
+    assert ("own.txt names 3 classes, not 2" in capsys.readouterr().out) == (
+        kind == "three"
+    )
+
+
+NETWORKS = {  # of one's own, and the labels that they have without a file of names
+    "labels": lambda: small(SCALING, lambda x: head(x, 5, "sigmoid"), side=48),
+    "one nested unit": lambda: keras.Sequential(
+        [
+            keras.Input((64, 64, 3)),
+            small(SCALING, lambda x: head(x, 1, "sigmoid"), side=64),
+        ]
+    ),
+    "softmax": lambda: small(SCALING, lambda x: head(x, 10)),
+}
+SCALING = layers.Rescaling(1 / 255)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def books(tmp_path_factory, pool, notebook):
     """Runs of the whole notebook with networks of one's own, begun before they count."""
-    cells = nbformat.read(NOTEBOOK, 4).cells + [nbformat.v4.new_code_cell("labels")]
-    scaling = layers.Rescaling(1 / 255)
-    unit = small(scaling, lambda x: head(x, 1, "sigmoid"), side=64)
-    nested = keras.Sequential([keras.Input((64, 64, 3)), unit])
-    tags = small(scaling, lambda x: head(x, 5, "sigmoid"), side=48)
-    own = [tags, notebook.make_plain(nested), small(scaling, lambda x: head(x, 10))]
-    paths = [tmp_path_factory.mktemp("own") / "own.keras" for _ in NAMES]
-    for network, path in zip(own, paths):
-        network.save(path)
-    for names, path in zip(NAMES[:2], paths):
-        path.with_suffix(".txt").write_bytes(names)
-    return [pool.submit(run, cells, CAM_NETWORK=path) for path in paths]
+    jobs, cells = {}, [*part(*range(6)), code("len(labels), model.input_shape[1]")]
+    for kind, build_it in NETWORKS.items():
+        path, network = tmp_path_factory.mktemp("own") / "own.keras", build_it()
+        plain = notebook.make_plain(network) if "nested" in kind else network
+        plain.save(path)
+        jobs[kind] = pool.submit(run, cells, CAM_NETWORK=path)
+    return jobs
 
 
-@pytest.mark.parametrize("number", range(3))
-def test_the_whole_notebook_runs_with_a_network_of_ones_own(books, number):
-    [shown] = books[number].result().cells[-1].outputs
-    assert ast.literal_eval(shown.data["text/plain"]) == LABELS[number]
+@pytest.mark.parametrize(
+    "kind, shown", zip(NETWORKS, ["(5, 48)", "(2, 64)", "(10, 32)"])
+)
+def test_the_whole_notebook_runs_with_a_network_of_ones_own(books, kind, shown):
+    [output] = books[kind].result()[-1].outputs
+    assert output.data["text/plain"] == shown

@@ -1,5 +1,6 @@
-"""The notebook as a whole: what it stores, prints, and lets its reader do."""
+"""The notebook as a whole: what it stores, prints, saves, and lets its reader do."""
 
+import csv
 import re
 import shlex
 from importlib.metadata import version
@@ -7,98 +8,165 @@ from importlib.metadata import version
 import nbformat
 import numpy as np
 import pytest
-from conftest import NOTEBOOK, ROOT, part, run_here
+from conftest import NOTEBOOK, ROOT, code, part, run
+from evaluate_localization import read_boxes
 from packaging.requirements import Requirement
 from PIL import Image
 
-README = (ROOT / "README.md").read_text("utf8")
 NUMBER = r"-?\d+\.\d+"
-# Cells whose output is the state of the internet or a time.
-OF_THE_DAY = "load_network(network)", "%timeit"
+# Cells whose output is the state of the internet, a time, or rounding.
+OF_THE_DAY = "forgiven =", "%timeit", "fast_maps"
 
 
 def outputs(cells):
-    """Source of each cell and the text of its outputs; code only."""
+    """Source of each cell, the text of its outputs, and its pictures; code only."""
     for cell in cells:
         if cell.cell_type == "code":
-            texts = [
-                o.text if o.output_type == "stream" else o.data["text/plain"]
-                for o in cell.outputs
-            ]
-            yield cell.source, "".join(texts)
+            found = [o.get("data", {"text/plain": o.get("text")}) for o in cell.outputs]
+            pictures = [x["image/jpeg"] for x in found if "image/jpeg" in x]
+            yield cell.source, "".join(x["text/plain"] for x in found), pictures
+
+
+def stored():
+    """Outputs that the notebook comes with."""
+    return list(outputs(nbformat.read(NOTEBOOK, 4).cells))
 
 
 def test_it_runs_without_the_internet_and_prints_what_is_stored(clean_run):
-    stored = outputs(nbformat.read(NOTEBOOK, 4).cells)
-    for (source, old), (_, new) in zip(stored, outputs(clean_run.result().cells)):
+    for (source, old, drawn), (_, new, drawn_now) in zip(
+        stored(), list(outputs(clean_run.result()))[1:]
+    ):
         if not any(words in source for words in OF_THE_DAY):
             assert re.split(NUMBER, new) == re.split(NUMBER, old)
             numbers = [np.float64(re.findall(NUMBER, text)) for text in (new, old)]
             np.testing.assert_allclose(*numbers, rtol=0.1)
+            assert len(drawn) == len(drawn_now)
+
+
+def test_each_cell_says_and_draws_the_same_again_after_everything_else(clean_run):
+    first = list(outputs(clean_run.result()))
+    again = [first.pop() for cell in part(0, 1, 2, 3) if cell.cell_type == "code"]
+    assert again == first[1 : 1 + len(again)]
 
 
 def test_it_is_stored_clean_after_one_run_in_order():
     book = nbformat.read(NOTEBOOK, 4)
     nbformat.validate(book)
     assert set(book.metadata) == {"kernelspec", "language_info"}
-    code = [cell for cell in book.cells if cell.cell_type == "code"]
-    run_cells = [c for c in code if "skip-execution" not in c.metadata.get("tags", [])]
+    cells = [cell for cell in book.cells if cell.cell_type == "code"]
+    run_cells = [c for c in cells if "skip-execution" not in c.metadata.get("tags", [])]
     counts = [cell.execution_count for cell in run_cells]
     assert counts == list(range(1, len(counts) + 1))
     assert all(set(cell.metadata) <= {"tags"} for cell in book.cells)
-    found = [output for cell in code for output in cell.outputs]
+    found = [output for cell in cells for output in cell.outputs]
     assert not any(o.get("name") == "stderr" or "ename" in o for o in found)
     assert "/tmp/" not in str(found) and "/home/" not in str(found)
 
 
-def test_part_one_says_the_same_again_after_everything_else(notebook):
-    assert run_here(part(0) + part(1)) == notebook.part_one_said
+RESNET50 = """import keras
+build = keras.applications.ResNet50
+keras.applications.ResNet50 = lambda weights, **options: build(weights=None, **options)
+"""
+CHECK = """entry = classifier.get_layer("conv1_pad").input
+[entered] = keras.Model(classifier.inputs, entry).predict_on_batch(view[None])
+expected = view[..., ::-1] - np.array([103.939, 116.779, 123.68])
+np.testing.assert_allclose(entered, expected, atol=1e-3)
+assert W.shape == (2048, 1000) and features.shape == (7, 7, 2048)
+assert localize(image).cam.shape == (7, 7)"""
 
 
-def test_a_large_folder_is_listed_drawn_in_part_and_saved(
-    notebook, tmp_path, monkeypatch, capsys
-):
-    for number in range(80):
-        file = tmp_path / f"{number:03}.jpg"
-        file.write_bytes((ROOT / "images" / "bee.jpg").read_bytes())
-        if number % 10 == 3:
-            file.write_bytes(b"no photo")
-    monkeypatch.setattr(notebook, "image_folder", str(tmp_path))
-    saved = tmp_path / "saved"
-    saved.mkdir()
-    monkeypatch.setattr(notebook, "save_folder", str(saved))
-    Image.open(ROOT / "images" / "koala.jpg").save(tmp_path / "dropped.png")
-    results = dict(notebook.localize_folder(notebook.list_photos()))
-    notebook.show_folder(results, most=4)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 81 and sum("cannot be read" in x for x in lines) == 8
-    assert "koala" in next(x for x in lines if x.startswith("dropped.png"))
-    with Image.open(saved / "maps.png") as picture:
-        assert picture.width > 800 and picture.height < picture.width
+@pytest.fixture(scope="module", autouse=True)
+def runs(tmp_path_factory, pool, clean_run):
+    """Runs with photos of one's own, without any, and with ResNet-50, begun early."""
+    own, empty = (tmp_path_factory.mktemp(name) for name in ("Fotos für Zoë", "empty"))
+    koala = Image.open(ROOT / "images/koala.jpg")
+    for suffix in "jpg", "png":
+        koala.save(own / f"a.{suffix}")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = koala.resize((1200, 900)).rotate(90, expand=True)
+    turned.save(own / "gedreht 1.JPG", exif=exif)
+    koala.resize((4000, 3000)).save(own / "$large$ 大.png", compress_level=1)
+    (own / "broken.jpg").write_bytes((own / "a.jpg").read_bytes()[:9999])
+    (own / "nowhere.jpg").symlink_to(own / "nothing")
+    (own / "subfolder").mkdir()
+    cells, saved = part(0, 1, 2, 3), own.parent / "results é"
+    explorer = [cell for cell in part(4) if "def explore" in cell.source]
+    explorer[0].metadata.pop("tags")
+    save = {"CAM_SAVE": saved, "MPLBACKEND": "agg"}
+    check = [code(RESNET50), *part(0, 1), code(CHECK)]
+    says = [*cells, *explorer, code("explore(None, '')")]
+    return {
+        "own": (own, saved, pool.submit(run, cells, CAM_IMAGES=own, **save)),
+        "empty": pool.submit(run, says, CAM_IMAGES=empty),
+        "resnet": pool.submit(run, check, CAM_NETWORK="resnet50"),
+    }
 
 
-def test_the_explorer_finds_classes_by_parts_of_their_names(notebook):
-    path = ROOT / "images" / "dog_bicycle.jpg"
-    winner, words = notebook.explore(path)
-    other, other_words = notebook.explore(path, "MOUNTAIN bik")
-    assert "German shepherd" in words and "mountain bike" in other_words
-    assert winner.shape == other.shape and (winner != other).any()
-    with pytest.raises(ValueError, match="0 classes match"):
-        notebook.explore(path, "no such class")
+def test_a_folder_of_ones_own_becomes_pictures_and_tables(runs):
+    folder, saved, job = runs["own"]
+    book = job.result()
+    with (saved / "results.csv").open(encoding="utf8", newline="") as file:
+        rows = {row["photo"]: row for row in csv.DictReader(file)}
+    columns = ["photo", "class_index", "label", "probability", "logit", "error"]
+    assert {tuple(row) for row in rows.values()} == {tuple(columns)}
+    bad = ["broken.jpg", "nowhere.jpg"]
+    assert sorted(rows) == sorted(p.name for p in folder.iterdir() if p.suffix)
+    for name in bad:
+        assert re.match(
+            f"{name} cannot be read: .*(truncated|No such)", rows[name][columns[-1]]
+        )
+    sizes = {}
+    for path in saved.glob("*_cam.png"):
+        sizes[path.name] = Image.open(path).size
+    koala = Image.open(folder / "a.png").size
+    assert sizes == {
+        "a.jpg_cam.png": koala,
+        "a.png_cam.png": koala,
+        "gedreht 1_cam.png": (1200, 900),
+        "$large$ 大_cam.png": (4000, 3000),
+    }
+    boxes = read_boxes(saved / "boxes.csv")
+    header = (saved / "boxes.csv").read_text("utf8").splitlines()[0]
+    assert header == (ROOT / "images/boxes.csv").read_text("utf8").splitlines()[0]
+    assert {name for name, _ in boxes} == set(rows) - set(bad)
+    for (name, c), [(x0, y0, x1, y1)] in boxes.items():
+        row = rows[name]
+        assert (row["label"], row["class_index"], c) == ("koala", "105", 105)
+        assert float(row["probability"]) > 0.5 and float(row["logit"]) > 5
+        width, height = (1200, 900) if "1" in name else Image.open(folder / name).size
+        assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+    drawn = [len(pictures) for *_, pictures in outputs(book)]
+    assert drawn == [len(pictures) for *_, pictures in stored()][: len(drawn)]
 
 
-def test_the_exported_network_gives_the_same_maps_over_a_folder(notebook):
-    paths = notebook.list_photos()
-    ours = notebook.localize_folder(paths)
-    for (path, a), (other, b) in zip(
-        ours, notebook.localize_folder(paths, notebook.exported)
-    ):
-        assert path == other and a.label == b.label
-        np.testing.assert_allclose(a.cam, b.cam, atol=1e-3 * np.ptp(a.cam))
+def test_an_empty_folder_is_said_in_a_sentence(runs):
+    book = runs["empty"].result()
+    said = [text for _, text, _ in outputs(book)]
+    assert any(re.search(r"0 of 0 files in .*empty\d* are photos", x) for x in said)
+    assert "There is no photo in " in said[-1]
+
+
+def test_part_one_runs_with_resnet50_which_is_fed_as_it_was_trained(runs):
+    runs["resnet"].result()
+
+
+def test_nothing_is_saved_where_no_folder_is_named(clean_run):
+    assert not any("_cam" in path.name for path in ROOT.rglob("*") if path.is_file())
+
+
+def test_the_exported_network_gives_the_same_maps_over_a_folder(notebook, monkeypatch):
+    monkeypatch.setattr(notebook, "model", notebook.exported)
+    table = notebook.localize_folder(notebook.list_photos())
+    assert type(notebook.exported).__name__ == "SimpleNamespace" and len(table) == 10
+    assert table["label"].equals(notebook.results["label"])
+    for ours, theirs in zip(notebook.results["cam"], table["cam"], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-3 * np.ptp(ours))
 
 
 def test_readme_commands_name_what_is_there():
-    commands = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
+    readme = (ROOT / "README.md").read_text("utf8")
+    commands = re.findall(r"```sh\n(.*?)\n```", readme, re.DOTALL)
     assert len(commands) >= 4
     for command in " && ".join(commands).split(" && "):
         program, *words = shlex.split(command)

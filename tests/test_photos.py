@@ -1,6 +1,8 @@
 """Photos that people have: each is read as it looks, or refused by its name."""
 
 import base64
+import re
+import warnings
 import zlib
 
 import numpy as np
@@ -60,13 +62,38 @@ def test_a_cut_out_lies_on_white_paper_without_a_fringe(notebook, tmp_path, long
     assert image[len(image) // 2, len(image) // 2].tolist() == [255, 0, 0]
 
 
-@pytest.mark.parametrize("bits", [8, 10, 12, 16])
-def test_a_png_of_16_bits_is_as_bright_as_the_bits_in_use(notebook, tmp_path, bits):
-    gray = np.linspace(0, 2**bits - 1, 6400).reshape(80, 80).astype("uint16")
-    Image.fromarray(gray).save(tmp_path / "deep.png")
-    image = notebook.read_image(tmp_path / "deep.png")
-    expected = gray[..., None] / (2**bits - 1) * np.full(3, 255)
+@pytest.mark.parametrize("kind", ["uint16", "int32", "float32"])
+@pytest.mark.parametrize("most", [1, 255, 1023, 65535])
+def test_a_deep_picture_is_as_bright_as_the_range_in_use(
+    notebook, tmp_path, kind, most
+):
+    gray = np.linspace(0, most, 6400).reshape(80, 80).astype(kind)
+    Image.fromarray(gray).save(tmp_path / "deep.tif")
+    image = notebook.read_image(tmp_path / "deep.tif")
+    expected = gray[..., None] / most * np.full(3, 255)
     np.testing.assert_allclose(image, expected, atol=1.5)
+
+
+def test_a_photo_of_200_megapixels_is_read_without_a_fright(notebook, tmp_path):
+    Image.new("L", (20000, 10000), 99).save(tmp_path / "large.jpg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = notebook.load(tmp_path / "large.jpg")
+    assert max(image.shape) < 3000 and abs(image.astype(int) - 99).max() < 3
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((9, 9), "uint8"),
+        np.zeros((9, 9, 3)),
+        np.zeros((9, 9, 4), "uint8"),
+        Image.new("L", (9, 9)),
+    ],
+)
+def test_an_array_that_is_no_photo_is_refused_by_its_shape(notebook, array):
+    with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8, not \(9, 9"):
+        notebook.localize(array)
 
 
 @pytest.mark.parametrize("name", ["x.heic", "x.HEIC", "IMG_1.JPG"])
@@ -82,18 +109,18 @@ def test_photos_of_every_kind_are_read(notebook, tmp_path, kind):
     assert_looks_like(notebook.read_image(tmp_path / "photo"), scene())
 
 
-def test_a_folder_goes_on_past_what_cannot_be_read(notebook, tmp_path):
+def test_a_folder_goes_on_past_what_cannot_be_read(notebook, tmp_path, capsys):
     Image.effect_noise((64, 64), 90).save(tmp_path / "a.jpg")
     whole = (tmp_path / "a.jpg").read_bytes()
     bad = {"cut.jpg": whole[: len(whole) // 2], "empty.jpg": b"", "text.jpg": b"none"}
     for name, content in {**bad, "z.jpg": whole}.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "folder.jpg").mkdir()
-    found = dict(notebook.localize_folder(sorted(tmp_path.iterdir())))
-    good = {path.name for path, r in found.items() if hasattr(r, "cam")}
-    assert good == {"a.jpg", "z.jpg"} and len(found) == 6
+    found = notebook.localize_folder(sorted(tmp_path.iterdir())).set_index("photo")
+    assert "6/6" in capsys.readouterr().err
+    assert set(found.index[found["error"] == ""]) == {"a.jpg", "z.jpg"}
     for name in [*bad, "folder.jpg"]:
-        assert f"{name} cannot be read: " in str(found[tmp_path / name])
+        assert re.match(f"{name} cannot be read: .", found["error"][name])
         with pytest.raises(ValueError, match=f"{name} cannot be read: ."):
             notebook.read_image(tmp_path / name)
 
