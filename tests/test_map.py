@@ -8,11 +8,10 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import tensorflow as tf
 from conftest import ROOT
 from evaluate_localization import read_boxes
 from PIL import Image
-from scipy.ndimage import center_of_mass, zoom
+from scipy.ndimage import center_of_mass, find_objects, label, zoom
 
 RESNET50 = os.environ.get("CAM_TEST_RESNET50")
 RNG = np.random.default_rng(0)
@@ -48,7 +47,7 @@ def test_mean_of_the_map_plus_bias_is_the_networks_logit(notebook, street, c):
 
 
 @pytest.mark.parametrize("shape", [(7, 7), (1, 1), (14, 9)])
-@pytest.mark.parametrize("size", [(224, 224), (301, 203), (5, 1023)])
+@pytest.mark.parametrize("size", [(224, 224), (301, 203), (40, 1023)])
 def test_the_map_at_full_resolution_keeps_its_mean(notebook, shape, size):
     cam = RNG.normal(3, 9, shape)
     heat = notebook.upsample(cam, *size)
@@ -96,25 +95,6 @@ def test_without_a_cell_the_logit_falls_by_its_share(notebook, street, cell):
         assert falls[c] == pytest.approx(cam[cell] / cam.size, abs=1e-4)
 
 
-def test_the_difference_of_two_maps_is_the_map_of_the_margin(notebook, street):
-    photo, _, scores, _ = street
-    dog, bicycle = (notebook.localize(photo, c) for c in (235, 671))
-    margin = (dog.cam - bicycle.cam).mean() + notebook.b[235] - notebook.b[671]
-    assert margin == pytest.approx(np.log(scores[235] / scores[671]), abs=1e-3)
-
-
-def test_gradcam_is_the_positive_part_of_the_map(notebook, street):
-    photo, features, _, head = street
-    maps = tf.Variable(features)
-    with tf.GradientTape() as tape:
-        logit = head(maps)[0, 671]
-    alpha = tape.gradient(logit, maps).numpy()[0].mean(axis=(0, 1))
-    expected = (
-        np.maximum(notebook.localize(photo, 671).cam, 0) / features[0, ..., 0].size
-    )
-    np.testing.assert_allclose(np.maximum(features[0] @ alpha, 0), expected, atol=1e-5)
-
-
 @pytest.mark.parametrize("target", [None, 235, np.int64(235), "man SHEP"])
 def test_a_class_is_asked_for_by_index_name_or_a_part_of_it(notebook, target):
     result = notebook.localize(photo_of(notebook, "german_shepherd"), target)
@@ -138,18 +118,11 @@ def test_a_result_is_shown_in_one_line(notebook):
 
 
 def boxes_of_largest_regions(mask):
-    """Boxes of the largest 8-connected regions of a mask, by flood fill."""
-    todo, regions = set(map(tuple, np.argwhere(mask).tolist())), []
-    while todo:
-        region = front = {todo.pop()}
-        while front:
-            steps = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-            front = {(y + i, x + j) for y, x in front for i, j in steps} & todo
-            todo, region = todo - front, region | front
-        regions.append(np.array(list(region)))
-    most = max(map(len, regions))
-    ends = [(*r.min(axis=0), *r.max(axis=0) + 1) for r in regions if len(r) == most]
-    return [(x0, y0, x1, y1) for y0, x0, y1, x1 in ends]
+    """Boxes of the largest 8-connected regions of a mask, by SciPy."""
+    regions, _ = label(mask, np.ones((3, 3)))
+    sizes = np.bincount(regions[regions > 0])[1:]
+    boxes = [(x.start, y.start, x.stop, y.stop) for y, x in find_objects(regions)]
+    return [box for box, size in zip(boxes, sizes) if size == sizes.max()]
 
 
 def test_the_box_frames_the_largest_region_above_the_threshold(notebook):
@@ -173,15 +146,6 @@ def test_iou_counts_pixels(notebook):
             picture[y0:y1, x0:x1] = True
         expected = (a & b).sum() / max(1, (a | b).sum())
         assert notebook.iou(*boxes) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("name", ["chelsea", "koala", "dog_bicycle", "scarlet_macaw"])
-def test_the_box_of_a_file_is_that_of_its_pixels(notebook, name):
-    photo = photo_of(notebook, name)
-    x0, y0, x1, y1 = box = notebook.find_box(photo)
-    assert 0 <= x0 < x1 <= photo.shape[1] and 0 <= y0 < y1 <= photo.shape[0]
-    of_file = notebook.find_box(ROOT / "images" / f"{name}.jpg")
-    assert notebook.iou(box, of_file) > 0.95
 
 
 @pytest.mark.parametrize("orientation", [1, 6])

@@ -46,7 +46,8 @@ def test_it_runs_without_the_internet_and_prints_what_is_stored(clean_run):
 def test_each_cell_says_and_draws_the_same_again_after_everything_else(clean_run):
     first = list(outputs(clean_run.result()))
     again = [first.pop() for cell in part(0, 1, 2, 3) if cell.cell_type == "code"]
-    assert again == first[1 : 1 + len(again)]
+    for before, after in zip(first[1:], again):
+        assert before == after
 
 
 def test_it_is_stored_clean_after_one_run_in_order():
@@ -169,7 +170,7 @@ def test_readme_commands_name_what_is_there():
     commands = re.findall(r"```sh\n(.*?)\n```", readme, re.DOTALL)
     assert len(commands) >= 4
     for command in " && ".join(commands).split(" && "):
-        program, *words = shlex.split(command)
+        program, *words = [w for w in shlex.split(command) if "=" not in w]
         assert program in ("python3", "pip", "jupyter", ".")
         for word in words:
             if re.search(r"\.(py|txt|ipynb|csv)$", word):

@@ -34,7 +34,7 @@ def kill_a_worker(killed):
     """Kill the first process that localizes a batch, a moment after it began."""
     while not killed:
         for process in psutil.Process().children(recursive=True):
-            if "MapBatches(Worker)" in " ".join(process.cmdline()):
+            if "MapWorker(" in " ".join(process.cmdline()):
                 time.sleep(0.5)
                 process.kill()
                 killed.append(process)
@@ -84,7 +84,7 @@ def test_each_worker_unpacks_the_network_once(notebook, cluster, tmp_path, monke
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(notebook, "model", Counted(str(tmp_path / "log"), False))
-    paths = [tmp_path / "a.png"] * 2000
+    paths = [tmp_path / "none.png"] * 100 + [tmp_path / "a.png"] * 1900
     notebook.localize_many(paths, str(tmp_path / "rows"), workers=2)
     assert parquet.read_table(tmp_path / "rows").num_rows == 2000
     unpacked = Counter((tmp_path / "log").read_text().split())
