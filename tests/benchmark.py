@@ -127,7 +127,7 @@ def torch_peer(row, file, view):
         return {"run": run}
     import onnxruntime
 
-    torch.onnx.export(network, pixels, f"{file}.onnx", input_names="x", dynamo=False)
+    torch.onnx.export(network, pixels, f"{file}.onnx", input_names=["x"], dynamo=False)
     session = onnxruntime.InferenceSession(f"{file}.onnx")
     return {"run": partial(session.run, None, {"x": pixels.numpy()})}
 

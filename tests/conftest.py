@@ -25,8 +25,7 @@ def part(*numbers):
     """Cells of the beginning (0) and of parts I (1) to V (5), text and code."""
     parts = [[]]
     for cell in nbformat.read(NOTEBOOK, 4).cells:
-        text = cell.cell_type == "markdown"
-        if text and re.search("^# Part ", cell.source, re.MULTILINE):
+        if re.search("(?m)^# Part ", cell.source):
             parts.append([])
         parts[-1].append(cell)
     return [cell for number in numbers for cell in parts[number]]
@@ -42,22 +41,12 @@ def run(cells, **environment):
     return book.cells
 
 
-def run_here(cells):
-    """Run cells in this process; those that a headless run skips are skipped."""
-    for cell in cells:
-        skipped = "skip-execution" in cell.metadata.get("tags", [])
-        if cell.cell_type == "code" and not skipped:
-            with capture_output():
-                InteractiveShell.instance().run_cell(cell.source).raise_error()
-
-
 def run_apart(notebook, *words, **changed):
-    """Names after the cells with any of some words were run in a copy of the notebook's
-    names, some of them changed, as `python -O` runs them."""
+    """Names after the cells with any of some words ran in a changed copy of names."""
     cells = [cell.source for cell in part(1, 4) if cell.cell_type == "code"]
     source = "\n".join(c for c in cells if any(word in c for word in words))
     names = {**vars(notebook), **changed}
-    FunctionType(compile(source, "cells", "exec", optimize=1), names)()
+    FunctionType(compile(source, "cells", "exec"), names)()
     return names
 
 
@@ -95,5 +84,8 @@ def notebook(clean_run):
         patch.setenv("CAM_NETWORK", BUNDLED)
         for name in "CAM_IMAGES", "CAM_SAVE":
             patch.delenv(name, raising=False)
-        run_here(part(0, 1, 5, 4, 3, 2))
+        for cell in part(0, 1, 5, 4, 3, 2):
+            if cell.cell_type == "code" and "skip" not in str(cell.metadata):
+                with capture_output():
+                    shell.run_cell(cell.source).raise_error()
         yield shell.user_module

@@ -28,8 +28,8 @@ def wait_until(condition):
 
 
 @pytest.fixture
-def address(tmp_path):
-    """Of JupyterLab, for a new user, with part I and the explorer in a notebook."""
+def page(tmp_path):
+    """Part I and the explorer in JupyterLab, for a new user, in Chromium."""
     book = nbformat.read(NOTEBOOK, 4)
     own = ['id="own"' in cell.source for cell in part(4)].index(True)
     book.cells = part(0, 1) + part(4)[:own]
@@ -41,22 +41,16 @@ def address(tmp_path):
     options = f"--no-browser --allow-root --IdentityProvider.token= --port={port}"
     command = [sys.executable, "-m", "jupyterlab", *options.split(), "--ip=127.0.0.1"]
     env = {**os.environ, "CAM_NETWORK": BUNDLED, "JUPYTER_CONFIG_DIR": str(tmp_path)}
+    address = f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK.name}"
     with subprocess.Popen(command, cwd=tmp_path, env=env) as lab:
-        yield f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK.name}"
+        with sync_playwright() as playwright:
+            chromium = shutil.which("chromium")
+            page = playwright.chromium.launch(executable_path=chromium).new_page()
+            page.set_default_timeout(10_000)
+            wait_until(lambda: page.goto(address))
+            yield page
+            page.screenshot(path=tmp_path / "end.png")  # kept for a while
         lab.terminate()
-
-
-@pytest.fixture
-def page(address, tmp_path):
-    """The notebook in Chromium; a screenshot of the end is kept for a while."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
-        page = browser.new_page()
-        page.set_default_timeout(10_000)
-        wait_until(lambda: page.goto(address))
-        yield page
-        page.screenshot(path=tmp_path / "end.png")
-        print("Screenshot:", tmp_path / "end.png")
 
 
 def test_explorer_follows_its_user(page, tmp_path):
@@ -67,9 +61,11 @@ def test_explorer_follows_its_user(page, tmp_path):
     explorer = page.locator(".jp-CodeCell", has=controls)
     photo, name = (explorer.get_by_label(x, exact=True) for x in ("photo", "name"))
     errors = page.locator('[data-mime-type$="error"], [data-mime-type$="stderr"]')
-    picture = lambda: explorer.locator("img").get_attribute("src")
     expect(explorer.locator("img").or_(errors).first).to_be_visible(timeout=300_000)
     expect(errors).to_have_count(0)
+
+    def picture():
+        return explorer.locator("img").get_attribute("src")
 
     seen = {"first photo": picture()}
     photo.select_option("images/koala.jpg")

@@ -2,10 +2,7 @@
 
 import hashlib
 import inspect
-import os
 import re
-import ssl
-import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -26,7 +23,6 @@ TROUBLES = {  # and the words that must name them
     "wrong file": "corrupted file",
     "refused": "refused",
     "silent": "TimeoutError",
-    "certificate": "CERTIFICATE_VERIFY_FAILED",
 }
 
 
@@ -44,9 +40,6 @@ class Handler(BaseHTTPRequestHandler):
         sent = {"cut off": content[:999], "wrong file": content[::-1]}
         self.wfile.write(sent.get(trouble, content))
 
-    def log_message(self, *words):
-        """Say nothing."""
-
 
 @pytest.fixture
 def server(tmp_path, monkeypatch, request):
@@ -61,18 +54,11 @@ def server(tmp_path, monkeypatch, request):
     server.content = path.read_bytes()
     hashes = hashlib.md5(server.content).hexdigest(), ""
     monkeypatch.setitem(RESNET.WEIGHTS_HASHES, "resnet50", hashes)
-    scheme = "https" if trouble == "certificate" else "http"
     port = 1 if trouble == "refused" else server.server_port
-    monkeypatch.setattr(RESNET, "BASE_WEIGHTS_PATH", f"{scheme}://127.0.0.1:{port}/")
+    monkeypatch.setattr(RESNET, "BASE_WEIGHTS_PATH", f"http://127.0.0.1:{port}/")
     monkeypatch.setattr(config, "_KERAS_DIR", str(tmp_path))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    if trouble == "certificate":
-        pem, context = tmp_path / "pem", ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        make = f"openssl req -x509 -nodes -subj /CN=a -keyout {pem} -out {pem}"
-        subprocess.run(make.split(), check=True, capture_output=True)
-        context.load_cert_chain(pem)
-        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, args=[0.05]).start()
     yield server
     server.shutdown()
@@ -80,7 +66,6 @@ def server(tmp_path, monkeypatch, request):
 
 
 def load(notebook, network):
-    """The network after a run of section 4's first cells."""
     words = '"input_tensor": pixels', "forgiven ="
     return run_apart(notebook, *words, network=network)["classifier"]
 
@@ -88,32 +73,15 @@ def load(notebook, network):
 NAME = "models/resnet50_weights_tf_dim_ordering_tf_kernels.h5"
 
 
-@pytest.mark.parametrize("broken", [False, True])
-def test_served_weights_are_kept_and_then_not_asked_for(
-    notebook, server, tmp_path, broken
-):
-    if broken:  # by an earlier run that was stopped
-        (tmp_path / "models").mkdir()
-        (tmp_path / NAME).write_bytes(server.content[:999])
+def test_served_weights_are_kept_and_then_not_asked_for(notebook, server, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / NAME).write_bytes(server.content[:999])  # of a run that was stopped
     first, asked = load(notebook, "auto"), len(server.asked)
     second, served = load(notebook, "resnet50"), server.network.get_weights()
     for found in (first, second):
         np.testing.assert_array_equal(found.get_weights()[-2], served[-2])
     assert (tmp_path / NAME).read_bytes() == server.content
     assert len(server.asked) == asked > 0
-
-
-def test_a_kept_file_is_used_where_nothing_can_be_written(
-    notebook, server, tmp_path, monkeypatch
-):
-    (tmp_path / "models").mkdir()
-    (tmp_path / "h5").rename(tmp_path / NAME)
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    monkeypatch.setattr(config, "_KERAS_DIR", "/nowhere/.keras")
-    monkeypatch.delenv("HOME")
-    found = load(notebook, "resnet50").get_weights()[-2]
-    np.testing.assert_array_equal(found, server.network.get_weights()[-2])
-    assert not server.asked
 
 
 @pytest.mark.parametrize(("server", "reason"), [*TROUBLES.items()], indirect=["server"])

@@ -2,15 +2,12 @@
 
 import csv
 import re
-import shlex
-from importlib.metadata import version
 
 import nbformat
 import numpy as np
 import pytest
 from conftest import NOTEBOOK, ROOT, code, part, run
 from evaluate_localization import read_boxes
-from packaging.requirements import Requirement
 from PIL import Image
 
 NUMBER = r"-?\d+\.\d+"
@@ -33,9 +30,8 @@ def stored():
 
 
 def test_it_runs_without_the_internet_and_prints_what_is_stored(clean_run):
-    for (source, old, drawn), (_, new, drawn_now) in zip(
-        stored(), list(outputs(clean_run.result()))[1:]
-    ):
+    ran = list(outputs(clean_run.result()))[1:]
+    for (source, old, drawn), (_, new, drawn_now) in zip(stored(), ran):
         if not any(words in source for words in OF_THE_DAY):
             assert re.split(NUMBER, new) == re.split(NUMBER, old)
             numbers = [np.float64(re.findall(NUMBER, text)) for text in (new, old)]
@@ -44,27 +40,24 @@ def test_it_runs_without_the_internet_and_prints_what_is_stored(clean_run):
 
 
 def test_each_cell_says_and_draws_the_same_again_after_everything_else(clean_run):
-    first = list(outputs(clean_run.result()))
+    _, *first = outputs(clean_run.result())
     again = [first.pop() for cell in part(0, 1, 2, 3) if cell.cell_type == "code"]
-    for before, after in zip(first[1:], again):
-        assert before == after
+    assert first[: len(again)] == again
 
 
 def test_it_is_stored_clean_after_one_run_in_order():
     book = nbformat.read(NOTEBOOK, 4)
     nbformat.validate(book)
-    assert set(book.metadata) == {"kernelspec", "language_info"}
     cells = [cell for cell in book.cells if cell.cell_type == "code"]
-    run_cells = [c for c in cells if "skip-execution" not in c.metadata.get("tags", [])]
-    counts = [cell.execution_count for cell in run_cells]
+    counts = [
+        cell.execution_count for cell in cells if "skip" not in str(cell.metadata)
+    ]
     assert counts == list(range(1, len(counts) + 1))
-    assert all(set(cell.metadata) <= {"tags"} for cell in book.cells)
-    found = [output for cell in cells for output in cell.outputs]
-    assert not any(o.get("name") == "stderr" or "ename" in o for o in found)
-    assert "/tmp/" not in str(found) and "/home/" not in str(found)
+    found = str([cell.outputs for cell in cells])
+    assert not re.search("/tmp/|/home/|'stderr'|'ename'", found)
 
 
-RESNET50 = """import keras
+RESNET = """import keras
 build = keras.applications.ResNet50
 keras.applications.ResNet50 = lambda weights, **options: build(weights=None, **options)
 """
@@ -72,88 +65,75 @@ CHECK = """entry = classifier.get_layer("conv1_pad").input
 [entered] = keras.Model(classifier.inputs, entry).predict_on_batch(view[None])
 expected = view[..., ::-1] - np.array([103.939, 116.779, 123.68])
 np.testing.assert_allclose(entered, expected, atol=1e-3)
-assert W.shape == (2048, 1000) and features.shape == (7, 7, 2048)
-assert localize(image).cam.shape == (7, 7)"""
+assert W.shape == (2048, 1000) and localize(image).cam.shape == (7, 7)"""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def runs(tmp_path_factory, pool, clean_run):
-    """Runs with photos of one's own, without any, and with ResNet-50, begun early."""
-    own, empty = (tmp_path_factory.mktemp(name) for name in ("Fotos für Zoë", "empty"))
-    koala = Image.open(ROOT / "images/koala.jpg")
+    """Runs with photos of one's own, then without any, and with ResNet-50."""
+    own, saved = (tmp_path_factory.mktemp("run") / x for x in ("Zoës $x$", "results é"))
+    koala, exif = Image.open(ROOT / "images/koala.jpg"), Image.Exif()
+    exif[0x0112] = 6
+    (own / "subfolder").mkdir(parents=True)
     for suffix in "jpg", "png":
         koala.save(own / f"a.{suffix}")
-    exif = Image.Exif()
-    exif[0x0112] = 6
     turned = koala.resize((1200, 900)).rotate(90, expand=True)
     turned.save(own / "gedreht 1.JPG", exif=exif)
     koala.resize((4000, 3000)).save(own / "$large$ 大.png", compress_level=1)
     (own / "broken.jpg").write_bytes((own / "a.jpg").read_bytes()[:9999])
     (own / "nowhere.jpg").symlink_to(own / "nothing")
-    (own / "subfolder").mkdir()
-    cells, saved = part(0, 1, 2, 3), own.parent / "results é"
-    explorer = [cell for cell in part(4) if "def explore" in cell.source]
-    explorer[0].metadata.pop("tags")
-    save = {"CAM_SAVE": saved, "MPLBACKEND": "agg"}
-    check = [code(RESNET50), *part(0, 1), code(CHECK)]
-    says = [*cells, *explorer, code("explore(None, '')")]
-    return {
-        "own": (own, saved, pool.submit(run, cells, CAM_IMAGES=own, **save)),
-        "empty": pool.submit(run, says, CAM_IMAGES=empty),
-        "resnet": pool.submit(run, check, CAM_NETWORK="resnet50"),
-    }
+    cells = part(0, 1, 2, 3)
+    empty = code("image_folder, save_folder = tempfile.mkdtemp('empty'), None")
+    explorer = [code(x.source) for x in part(4) if "def explore" in x.source]
+    again = [cell for cell in cells if "save_folder = " not in cell.source] + explorer
+    photos = [*cells, empty, *again, code("explore(None, '')")]
+    save = {"CAM_IMAGES": own, "CAM_SAVE": saved, "MPLBACKEND": "agg"}
+    resnet, strict = (
+        [code(RESNET), *part(0, 1), code(CHECK)],
+        {"CAM_NETWORK": "resnet50"},
+    )
+    jobs = [pool.submit(run, photos, **save), pool.submit(run, resnet, **strict)]
+    return own, saved, *jobs
 
 
 def test_a_folder_of_ones_own_becomes_pictures_and_tables(runs):
-    folder, saved, job = runs["own"]
-    book = job.result()
+    folder, saved, job, _ = runs
+    said = list(outputs(job.result()))
+    drawn, comes = ([len(pictures) for *_, pictures in x] for x in (said, stored()))
+    in_three_parts = sum(cell.cell_type == "code" for cell in part(0, 1, 2, 3))
+    assert drawn[:in_three_parts] == comes[:in_three_parts]
+    texts = [text for _, text, _ in said]
+    assert re.search("0 of 0 files in .*empty are photos", "".join(texts))
+    assert "There is no photo in " in texts[-1]
     with (saved / "results.csv").open(encoding="utf8", newline="") as file:
         rows = {row["photo"]: row for row in csv.DictReader(file)}
-    columns = ["photo", "class_index", "label", "probability", "logit", "error"]
-    assert {tuple(row) for row in rows.values()} == {tuple(columns)}
-    bad = ["broken.jpg", "nowhere.jpg"]
+    columns = {"photo", "class_index", "label", "probability", "logit", "error"}
+    assert all(set(row) == columns for row in rows.values())
     assert sorted(rows) == sorted(p.name for p in folder.iterdir() if p.suffix)
-    for name in bad:
-        assert re.match(
-            f"{name} cannot be read: .*(truncated|No such)", rows[name][columns[-1]]
-        )
-    sizes = {}
-    for path in saved.glob("*_cam.png"):
-        sizes[path.name] = Image.open(path).size
-    koala = Image.open(folder / "a.png").size
-    assert sizes == {
-        "a.jpg_cam.png": koala,
-        "a.png_cam.png": koala,
-        "gedreht 1_cam.png": (1200, 900),
-        "$large$ 大_cam.png": (4000, 3000),
+    for name in ("broken.jpg", "nowhere.jpg"):
+        reason = f"{name} cannot be read: .*(truncated|No such)"
+        assert re.match(reason, rows.pop(name)["error"])
+    sizes = {x: Image.open(folder / x).size for x in rows} | {
+        "gedreht 1.JPG": (1200, 900)
     }
+    pictures = {p.name: Image.open(p).size for p in saved.glob("*_cam.png")}
+    names = [x if "a." in x else x[:-4] for x in sizes]  # of one stem: the whole name
+    assert pictures == {f"{x}_cam.png": size for x, size in zip(names, sizes.values())}
     boxes = read_boxes(saved / "boxes.csv")
-    header = (saved / "boxes.csv").read_text("utf8").splitlines()[0]
-    assert header == (ROOT / "images/boxes.csv").read_text("utf8").splitlines()[0]
-    assert {name for name, _ in boxes} == set(rows) - set(bad)
+    assert {name for name, _ in boxes} == set(rows)
     for (name, c), [(x0, y0, x1, y1)] in boxes.items():
-        row = rows[name]
-        assert (row["label"], row["class_index"], c) == ("koala", "105", 105)
-        assert float(row["probability"]) > 0.5 and float(row["logit"]) > 5
-        width, height = (1200, 900) if "1" in name else Image.open(folder / name).size
+        assert (rows[name]["label"], rows[name]["class_index"], c) == (
+            "koala",
+            "105",
+            105,
+        )
+        assert float(rows[name]["probability"]) > 0.5
+        width, height = sizes[name]
         assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
-    drawn = [len(pictures) for *_, pictures in outputs(book)]
-    assert drawn == [len(pictures) for *_, pictures in stored()][: len(drawn)]
-
-
-def test_an_empty_folder_is_said_in_a_sentence(runs):
-    book = runs["empty"].result()
-    said = [text for _, text, _ in outputs(book)]
-    assert any(re.search(r"0 of 0 files in .*empty\d* are photos", x) for x in said)
-    assert "There is no photo in " in said[-1]
 
 
 def test_part_one_runs_with_resnet50_which_is_fed_as_it_was_trained(runs):
-    runs["resnet"].result()
-
-
-def test_nothing_is_saved_where_no_folder_is_named(clean_run):
-    assert not any("_cam" in path.name for path in ROOT.rglob("*") if path.is_file())
+    runs[-1].result()
 
 
 def test_the_exported_network_gives_the_same_maps_over_a_folder(notebook, monkeypatch):
@@ -163,23 +143,3 @@ def test_the_exported_network_gives_the_same_maps_over_a_folder(notebook, monkey
     assert table["label"].equals(notebook.results["label"])
     for ours, theirs in zip(notebook.results["cam"], table["cam"], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-3 * np.ptp(ours))
-
-
-def test_readme_commands_name_what_is_there():
-    readme = (ROOT / "README.md").read_text("utf8")
-    commands = re.findall(r"```sh\n(.*?)\n```", readme, re.DOTALL)
-    assert len(commands) >= 4
-    for command in " && ".join(commands).split(" && "):
-        program, *words = [w for w in shlex.split(command) if "=" not in w]
-        assert program in ("python3", "pip", "jupyter", ".")
-        for word in words:
-            if re.search(r"\.(py|txt|ipynb|csv)$", word):
-                assert (ROOT / word).is_file()
-
-
-def test_requirements_allow_what_the_tests_run_on():
-    for name in ("requirements.txt", "tests/requirements.txt"):
-        for line in (ROOT / name).read_text("utf8").splitlines():
-            if not line.startswith("#"):
-                needed = Requirement(line)
-                assert needed.specifier.contains(version(needed.name))

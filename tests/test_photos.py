@@ -1,13 +1,11 @@
 """Photos that people have: each is read as it looks, or refused by its name."""
 
 import base64
-import re
 import warnings
 import zlib
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 
 KINDS = ["AVIF", "WEBP", "GIF", "BMP", "TIFF", "PNG", "MPO", "JPEG"]
@@ -21,7 +19,6 @@ HEIC = base64.b85decode(  # the scene as a phone stores it
 
 
 def scene(width=64, height=64):
-    """Red on the left, blue on the right."""
     picture = Image.new("RGB", (width, height), "red")
     picture.paste("blue", (width // 2, 0, width, height))
     return picture
@@ -31,8 +28,7 @@ def assert_looks_like(image, picture):
     """uint8 RGB of a picture's size, its colors near except where two meet."""
     expected = np.array(picture)
     assert image.dtype == np.uint8 and image.shape == expected.shape
-    far = abs(image.astype(int) - expected).max(axis=2) > 12
-    assert far.mean() < 0.07
+    assert (abs(image.astype(int) - expected).max(axis=2) > 12).mean() < 0.07
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -42,14 +38,8 @@ def test_photos_of_every_orientation_are_read_upright(notebook, tmp_path, orient
     exif[0x0112] = orientation
     turn = [None, 0, 3, 1, 5, 2, 6, 4][orientation - 1]  # of Image.Transpose
     stored = upright if turn is None else upright.transpose(turn)
-    stored.save(path := tmp_path / "phone.jpg", exif=exif, quality=95, subsampling=0)
-    assert_looks_like(notebook.read_image(path), upright)
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_broken_exif_block_does_not_hide_a_photo(notebook, tmp_path, kind):
-    scene().save(tmp_path / "photo", kind, exif=b"Exif\0\0rubbish")
-    assert_looks_like(notebook.read_image(tmp_path / "photo"), scene())
+    stored.save(tmp_path / "x.jpg", exif=exif, quality=95, subsampling=0)
+    assert_looks_like(notebook.read_image(tmp_path / "x.jpg"), upright)
 
 
 @pytest.mark.parametrize("longest", [None, 60])
@@ -64,9 +54,7 @@ def test_a_cut_out_lies_on_white_paper_without_a_fringe(notebook, tmp_path, long
 
 @pytest.mark.parametrize("kind", ["uint16", "int32", "float32"])
 @pytest.mark.parametrize("most", [1, 255, 1023, 65535])
-def test_a_deep_picture_is_as_bright_as_the_range_in_use(
-    notebook, tmp_path, kind, most
-):
+def test_a_deep_picture_is_scaled_by_its_range(notebook, tmp_path, kind, most):
     gray = np.linspace(0, most, 6400).reshape(80, 80).astype(kind)
     Image.fromarray(gray).save(tmp_path / "deep.tif")
     image = notebook.read_image(tmp_path / "deep.tif")
@@ -82,18 +70,11 @@ def test_a_photo_of_200_megapixels_is_read_without_a_fright(notebook, tmp_path):
     assert max(image.shape) < 3000 and abs(image.astype(int) - 99).max() < 3
 
 
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.zeros((9, 9), "uint8"),
-        np.zeros((9, 9, 3)),
-        np.zeros((9, 9, 4), "uint8"),
-        Image.new("L", (9, 9)),
-    ],
-)
-def test_an_array_that_is_no_photo_is_refused_by_its_shape(notebook, array):
-    with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8, not \(9, 9"):
-        notebook.localize(array)
+def test_an_array_that_is_no_photo_is_refused_by_its_shape(notebook):
+    gray, four = np.zeros((9, 9), "uint8"), np.zeros((9, 9, 4), "uint8")
+    for array in (gray, four, np.zeros((9, 9, 3)), Image.fromarray(gray)):
+        with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8, not \(9, 9"):
+            notebook.localize(array)
 
 
 @pytest.mark.parametrize("name", ["x.heic", "x.HEIC", "IMG_1.JPG"])
@@ -104,32 +85,8 @@ def test_heic_is_read_whatever_its_name(notebook, tmp_path, name):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_photos_of_every_kind_are_read(notebook, tmp_path, kind):
-    many, more = kind in ("GIF", "MPO"), [Image.new("RGB", (64, 64), "lime")]
-    scene().save(tmp_path / "photo", kind, save_all=many, append_images=more)
+    exif = b"Exif\0\0rubbish" if kind in ("JPEG", "PNG", "WEBP") else None
+    many = {"save_all": True} if kind in ("GIF", "MPO") else {"exif": exif}
+    more = [Image.new("RGB", (64, 64), "lime")]
+    scene().save(tmp_path / "photo", kind, append_images=more, **many)
     assert_looks_like(notebook.read_image(tmp_path / "photo"), scene())
-
-
-def test_a_folder_goes_on_past_what_cannot_be_read(notebook, tmp_path, capsys):
-    Image.effect_noise((64, 64), 90).save(tmp_path / "a.jpg")
-    whole = (tmp_path / "a.jpg").read_bytes()
-    bad = {"cut.jpg": whole[: len(whole) // 2], "empty.jpg": b"", "text.jpg": b"none"}
-    for name, content in {**bad, "z.jpg": whole}.items():
-        (tmp_path / name).write_bytes(content)
-    (tmp_path / "folder.jpg").mkdir()
-    found = notebook.localize_folder(sorted(tmp_path.iterdir())).set_index("photo")
-    assert "6/6" in capsys.readouterr().err
-    assert set(found.index[found["error"] == ""]) == {"a.jpg", "z.jpg"}
-    for name in [*bad, "folder.jpg"]:
-        assert re.match(f"{name} cannot be read: .", found["error"][name])
-        with pytest.raises(ValueError, match=f"{name} cannot be read: ."):
-            notebook.read_image(tmp_path / name)
-
-
-@pytest.mark.parametrize("name", ["koala", "german_shepherd", "bee"])
-def test_a_large_photo_has_the_map_of_its_array(notebook, tmp_path, name):
-    photo = Image.open(ROOT / "images" / f"{name}.jpg").resize((4000, 3000))
-    photo.save(path := tmp_path / "large.jpg", quality=95)
-    whole = notebook.localize(np.array(Image.open(path)))
-    small = notebook.localize(path, whole.class_index)
-    error = abs(small.cam - whole.cam) / np.ptp(whole.cam)
-    assert error.mean() < 0.01 and error.max() < 0.03

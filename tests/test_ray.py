@@ -1,19 +1,14 @@
 """The notebook's functions on a cluster of Ray."""
 
-import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 
-import numpy as np
 import psutil
 import pytest
 import ray
 from conftest import ROOT
-from PIL import Image
 from pyarrow import parquet
 
 
@@ -43,11 +38,9 @@ def kill_a_worker(killed):
 
 def test_a_killed_worker_loses_no_row_and_doubles_none(notebook, cluster, tmp_path):
     for number in range(30):
-        name = ["bee", "koala", "bison"][number % 3]
-        content = (ROOT / "images" / f"{name}.jpg").read_bytes()
-        (tmp_path / f"{number:02} é.jpg").write_bytes(
-            content[: 99 if number < 3 else None]
-        )
+        content = (ROOT / f"images/{['bee', 'koala'][number % 2]}.jpg").read_bytes()
+        content = content[: 99 if number < 3 else None]
+        (tmp_path / f"{number:02} é.jpg").write_bytes(content)
     paths, killed = sorted(tmp_path.iterdir()), []
     threading.Thread(target=kill_a_worker, args=(killed,), daemon=True).start()
     notebook.localize_many(paths, str(tmp_path / "rows"))
@@ -55,38 +48,8 @@ def test_a_killed_worker_loses_no_row_and_doubles_none(notebook, cluster, tmp_pa
     rows = parquet.read_table(tmp_path / "rows").sort_by("photo").to_pylist()
     assert [row["photo"] for row in rows] == list(map(str, paths))
     for row, r in zip(rows, notebook.localize_folder(paths).itertuples(), strict=True):
-        assert row["error"] == r.error
-        if not r.error:
-            assert row["label"] == r.label
-            assert row["probability"] == pytest.approx(r.probability, abs=1e-3)
+        assert (row["error"], row["label"] or "") == (
+            r.error,
+            "" if r.error else r.label,
+        )
     assert sum(row["error"] != "" for row in rows) == 3
-
-
-class Counted:
-    """A network that answers at once, and notes in a file where it was unpacked."""
-
-    input_shape = (None, 224, 224, 3)
-
-    def __init__(self, log, unpacked=True):
-        self.log = log
-        if unpacked:
-            with open(log, "a") as file:
-                file.write(f"{os.getpid()}\n")
-
-    def __reduce__(self):
-        return Counted, (self.log,)
-
-    def predict_on_batch(self, views):
-        return np.zeros((1, 7, 7, 1280)), np.ones((1, 1000))
-
-
-def test_each_worker_unpacks_the_network_once(notebook, cluster, tmp_path, monkeypatch):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(notebook, "model", Counted(str(tmp_path / "log"), False))
-    paths = [tmp_path / "none.png"] * 100 + [tmp_path / "a.png"] * 1900
-    notebook.localize_many(paths, str(tmp_path / "rows"), workers=2)
-    assert parquet.read_table(tmp_path / "rows").num_rows == 2000
-    unpacked = Counter((tmp_path / "log").read_text().split())
-    print(unpacked, os.getpid())
-    assert len(unpacked) == 2 and set(unpacked.values()) == {1}
