@@ -52,7 +52,6 @@ def run_apart(notebook, *words, **changed):
 
 @pytest.fixture(scope="session")
 def pool():
-    """Two places for runs in fresh kernels while other tests go on."""
     with ThreadPoolExecutor(2) as executor:
         yield executor
 

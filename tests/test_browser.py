@@ -17,7 +17,6 @@ expect.set_options(timeout=60_000)
 
 
 def wait_until(condition):
-    """Wait for a condition; what is not there yet counts as false."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with contextlib.suppress(Error):
@@ -49,7 +48,6 @@ def page(tmp_path):
             page.set_default_timeout(10_000)
             wait_until(lambda: page.goto(address))
             yield page
-            page.screenshot(path=tmp_path / "end.png")  # kept for a while
         lab.terminate()
 
 
@@ -62,7 +60,6 @@ def test_explorer_follows_its_user(page, tmp_path):
     photo, name = (explorer.get_by_label(x, exact=True) for x in ("photo", "name"))
     errors = page.locator('[data-mime-type$="error"], [data-mime-type$="stderr"]')
     expect(explorer.locator("img").or_(errors).first).to_be_visible(timeout=300_000)
-    expect(errors).to_have_count(0)
 
     def picture():
         return explorer.locator("img").get_attribute("src")
@@ -78,10 +75,6 @@ def test_explorer_follows_its_user(page, tmp_path):
         else:
             wait_until(lambda: picture() not in seen.values())
             seen[words] = picture()
-    name.fill("wombat")
-    name.press("Enter")
-    wait_until(lambda: picture() == seen["ombat"])
-
     shutil.copy(ROOT / "images/coffee.jpg", tmp_path / "images/new.jpg")
     explorer.locator(".cm-content").press("Shift+Enter")
     photo.select_option("images/new.jpg")

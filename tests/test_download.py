@@ -27,8 +27,6 @@ TROUBLES = {  # and the words that must name them
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Sends the server's content, or fails in the way of its trouble."""
-
     def do_GET(self):
         trouble, content = self.server.trouble, self.server.content
         self.server.asked.append(self.path)
@@ -70,18 +68,15 @@ def load(notebook, network):
     return run_apart(notebook, *words, network=network)["classifier"]
 
 
-NAME = "models/resnet50_weights_tf_dim_ordering_tf_kernels.h5"
-
-
 def test_served_weights_are_kept_and_then_not_asked_for(notebook, server, tmp_path):
-    (tmp_path / "models").mkdir()
-    (tmp_path / NAME).write_bytes(server.content[:999])  # of a run that was stopped
+    kept = tmp_path / "models/resnet50_weights_tf_dim_ordering_tf_kernels.h5"
+    kept.parent.mkdir()
+    kept.write_bytes(server.content[:999])  # of a run that was stopped
     first, asked = load(notebook, "auto"), len(server.asked)
     second, served = load(notebook, "resnet50"), server.network.get_weights()
     for found in (first, second):
         np.testing.assert_array_equal(found.get_weights()[-2], served[-2])
-    assert (tmp_path / NAME).read_bytes() == server.content
-    assert len(server.asked) == asked > 0
+    assert kept.read_bytes() == server.content and len(server.asked) == asked > 0
 
 
 @pytest.mark.parametrize(("server", "reason"), [*TROUBLES.items()], indirect=["server"])

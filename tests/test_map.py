@@ -21,7 +21,6 @@ def photo_of(notebook, name):
 
 @pytest.mark.parametrize("c", [0, 235, 671, 999])
 def test_the_map_is_a_ledger_of_the_networks_own_logit(notebook, c):
-    """Against its last layers as Keras computes them, with all cells or without one."""
     photo = photo_of(notebook, "dog_bicycle")
     views, r = notebook.view_of(photo)[None], notebook.localize(photo, c)
     features, _ = notebook.model.predict_on_batch(views)

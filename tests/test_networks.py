@@ -3,7 +3,6 @@
 from functools import partial
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from conftest import BUNDLED, ROOT, code, part, run
@@ -22,7 +21,6 @@ def head(x, *options, between=lambda x: x):
 
 
 def convolution(x):
-    """A head as in MobileNet: a 1 x 1 convolution of the pooled maps."""
     x = layers.Dropout(0.1)(layers.GlobalAveragePooling2D(keepdims=True)(x))
     x = layers.Conv2D(5, 1, bias_initializer="random_normal")(x)
     return layers.Activation("softmax")(layers.Reshape((5,))(x))
@@ -36,11 +34,9 @@ def same(x):
 RANDOM = keras.initializers.RandomUniform(0.5, 2, seed=1)
 STATISTICS = {f"moving_{x}_initializer": RANDOM for x in ("mean", "variance")}
 NORMALIZED = partial(head, between=layers.BatchNormalization(**STATISTICS))
-INNER = keras.Sequential([layers.ReLU(), layers.GlobalAveragePooling2D()])
 KINDS = {
     "pooling outside": (same, same, head),
     "pooling inside": (same, layers.GlobalAveragePooling2D(), dense),
-    "two levels deep": (same, keras.Sequential([INNER]), dense),
     "trained network behind scaling": (layers.Rescaling(0.5, 60), head, same),
     "logits, then softmax": (same, lambda x: head(x, 5, None), layers.Softmax()),
     "logits": (same, same, lambda x: head(x, 5, None)),
@@ -160,12 +156,10 @@ def test_after_the_four_names_are_given_anew_no_answer_is_a_mixture(
         _, mask = notebook.follow_colors(view[0], cam)
         box = np.array(notebook.cam_to_box(mask)) * 96 / 176
         assert notebook.find_box(photo) == tuple(np.rint(box))
-        notebook.show_cam(photo)
-        assert f"{r.label}: " in plt.gcf().axes[1].get_title()
     assert (repr(notebook.localize(photo)), notebook.find_box(photo)) == before
 
 
-@pytest.mark.parametrize("kind", ["bundled", "pooling outside", "pooling inside"])
+@pytest.mark.parametrize("kind", ["bundled", "operations", "pooling inside"])
 def test_every_second_cell_of_the_finer_map_is_the_old_map(notebook, base, views, kind):
     network = notebook.classifier if kind == "bundled" else build(base, kind)[0]
     plain = notebook.make_plain(network) if kind == "pooling inside" else network

@@ -14,7 +14,6 @@ from pyarrow import parquet
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """Ray on this machine alone, which reports to nobody."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     session = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short, for names of sockets
     options = {"include_dashboard": False, "log_to_driver": False}
@@ -26,7 +25,6 @@ def cluster(monkeypatch):
 
 
 def kill_a_worker(killed):
-    """Kill the first process that localizes a batch, a moment after it began."""
     while not killed:
         for process in psutil.Process().children(recursive=True):
             if "MapWorker(" in " ".join(process.cmdline()):
@@ -44,7 +42,6 @@ def test_a_killed_worker_loses_no_row_and_doubles_none(notebook, cluster, tmp_pa
     paths, killed = sorted(tmp_path.iterdir()), []
     threading.Thread(target=kill_a_worker, args=(killed,), daemon=True).start()
     notebook.localize_many(paths, str(tmp_path / "rows"))
-    assert killed
     rows = parquet.read_table(tmp_path / "rows").sort_by("photo").to_pylist()
     assert [row["photo"] for row in rows] == list(map(str, paths))
     for row, r in zip(rows, notebook.localize_folder(paths).itertuples(), strict=True):
@@ -52,4 +49,4 @@ def test_a_killed_worker_loses_no_row_and_doubles_none(notebook, cluster, tmp_pa
             r.error,
             "" if r.error else r.label,
         )
-    assert sum(row["error"] != "" for row in rows) == 3
+    assert killed and sum(row["error"] != "" for row in rows) == 3
