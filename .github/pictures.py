@@ -1,5 +1,4 @@
-"""Draw overview.jpg, idea.png and thresholds.png: python3 .github/pictures.py, in the
-top folder. The last one is drawn from tests/evaluation.txt."""
+"""Draw overview.jpg, idea.png, thresholds.png, in the top folder: python3 .github/…"""
 
 import os
 import sys

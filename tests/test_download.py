@@ -90,3 +90,15 @@ def test_auto_names_a_trouble_that_resnet50_raises(notebook, server, reason, cap
         assert re.search(reason, repr(strict.exception(20)))
     [line] = [x for x in capsys.readouterr().out.splitlines() if "No ResNet-50" in x]
     assert re.search(reason, line)
+
+
+def test_weights_in_a_cache_that_is_read_only_are_named(
+    notebook, tmp_path, monkeypatch
+):
+    file = tmp_path / "models/resnet50_weights_tf_dim_ordering_tf_kernels.h5"
+    file.parent.mkdir()
+    file.touch()
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    names = run_apart(notebook, '"input_tensor": pixels')
+    assert names["request"]["weights"] == file

@@ -5,7 +5,7 @@ from functools import partial
 import keras
 import numpy as np
 import pytest
-from conftest import BUNDLED, ROOT, code, part, run
+from conftest import BUNDLED, ROOT, code, part, run, run_apart
 from keras import layers
 from keras.applications.mobilenet_v2 import preprocess_input
 from scipy.special import expit, softmax
@@ -188,3 +188,11 @@ def books(tmp_path_factory, pool, notebook):
 def test_the_whole_notebook_runs_with_a_network_of_ones_own(books, shown):
     [output] = books[shown].result()[-1].outputs
     assert output.data["text/plain"] == shown
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "cp1252"])
+def test_names_beside_a_network_are_read(notebook, tmp_path, encoding):
+    names = "".join(f"\nnaïve {c}" for c in range(1000))
+    (tmp_path / "own.txt").write_bytes(names.encode(encoding))
+    own = run_apart(notebook, "names_file", network=str(tmp_path / "own.keras"))
+    assert len(own["labels"]) == 1000 and own["labels"][999].endswith("ve 999")

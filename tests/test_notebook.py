@@ -5,8 +5,7 @@ import re
 
 import nbformat
 import numpy as np
-import pytest
-from conftest import NOTEBOOK, ROOT, code, part, run
+from conftest import NOTEBOOK, part
 from evaluate_localization import read_boxes
 from PIL import Image
 
@@ -54,45 +53,6 @@ def test_it_is_stored_clean_after_one_run_in_order():
     assert counts == list(range(1, len(counts) + 1))
     found = str([cell.outputs for cell in cells])
     assert not re.search("/tmp/|/home/|'stderr'|'ename'", found)
-
-
-RESNET = """import keras
-build = keras.applications.ResNet50
-keras.applications.ResNet50 = lambda weights, **options: build(weights=None, **options)
-"""
-CHECK = """entry = classifier.get_layer("conv1_pad").input
-[entered] = keras.Model(classifier.inputs, entry).predict_on_batch(view[None])
-expected = view[..., ::-1] - np.array([103.939, 116.779, 123.68])
-np.testing.assert_allclose(entered, expected, atol=1e-3)
-assert W.shape == (2048, 1000) and localize(image).cam.shape == (7, 7)"""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def runs(tmp_path_factory, pool, clean_run):
-    """Runs with photos of one's own, then without any, and with ResNet-50."""
-    own, saved = (tmp_path_factory.mktemp("run") / x for x in ("Zoës $x$", "results é"))
-    koala, exif = Image.open(ROOT / "images/koala.jpg"), Image.Exif()
-    exif[0x0112] = 6
-    (own / "subfolder").mkdir(parents=True)
-    for suffix in "jpg", "png":
-        koala.save(own / f"a.{suffix}")
-    turned = koala.resize((1200, 900)).rotate(90, expand=True)
-    turned.save(own / "gedreht 1.JPG", exif=exif)
-    koala.resize((4000, 3000)).save(own / "$large$ 大.png", compress_level=1)
-    (own / "broken.jpg").write_bytes((own / "a.jpg").read_bytes()[:9999])
-    (own / "nowhere.jpg").symlink_to(own / "nothing")
-    cells = part(0, 1, 2, 3)
-    empty = code("image_folder, save_folder = tempfile.mkdtemp('empty'), None")
-    explorer = [code(x.source) for x in part(4) if "def explore" in x.source]
-    again = [cell for cell in cells if "save_folder = " not in cell.source] + explorer
-    photos = [*cells, empty, *again, code("explore(None, '')")]
-    save = {"CAM_IMAGES": own, "CAM_SAVE": saved, "MPLBACKEND": "agg"}
-    resnet, strict = (
-        [code(RESNET), *part(0, 1), code(CHECK)],
-        {"CAM_NETWORK": "resnet50"},
-    )
-    jobs = [pool.submit(run, photos, **save), pool.submit(run, resnet, **strict)]
-    return own, saved, *jobs
 
 
 def test_a_folder_of_ones_own_becomes_pictures_and_tables(runs):
