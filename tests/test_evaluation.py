@@ -17,7 +17,7 @@ FINER, GRABCUT = ROWS["finer - coarse"][:3], ROWS["find_box - finer"]
 STEPS = ROWS["coarse - original"][:3] + FINER + GRABCUT + ROWS["centered"][:1]
 HIDING = [ROWS["logit falls without them"][i] for i in (4, 5, 7, 6)]
 HIDING += ROWS["brightest beat center"][1:] + ROWS["logit rises"][5:6]
-PLACES = (TABLE + FINER + GRABCUT[3:6], TABLE + STEPS, HIDING)
+PLACES = (TABLE + FINER + GRABCUT[3:6] + GRABCUT[:3], TABLE + STEPS, HIDING)
 
 
 def test_texts_tell_the_measured_numbers():
